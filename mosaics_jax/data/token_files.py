@@ -1,0 +1,321 @@
+"""Token directories: text as one stream of token ids on disk, with all that is needed to read it again.
+
+    tokens.bin            little-endian uint16 (vocabularies up to 65536) or uint32; an end_of_text after each document
+    meta.json             format, dtype, counts, tokenizer, sources and hashes (class Meta)
+    tokenizer.model       or encoder.json and vocab.bpe: the tokenizer itself
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mosaics_jax.data import staging
+from mosaics_jax.data.documents import matched_files, read_documents
+from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from mosaics_jax.errors import UserError
+
+FORMAT, VERSION = "mosaics_jax tokens", 1
+TOKENS_FILE, META_FILE = "tokens.bin", "meta.json"
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+CHUNK_CHARS = 1_000_000  # text that a worker takes at a time
+SCAN_TOKENS = 8_000_000  # tokens that are checked at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A text file that the tokens come from."""
+
+    path: str
+    bytes: int
+    sha256: str  # of the file as it lay there, compressed or not
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What ``meta.json`` says about ``tokens.bin``."""
+
+    dtype: str
+    tokens: int
+    documents: int
+    end_of_text: int
+    vocab_size: int
+    tokenizer: str  # Tokenizer.kind
+    tokenizer_fingerprint: str
+    tokens_sha256: str
+    sources: tuple[Source, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFile:
+    """An open token directory; ``tokens`` is a read-only memory map, (meta.tokens,) of meta.dtype."""
+
+    directory: Path
+    meta: Meta
+    tokens: np.ndarray
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "TokenFile":
+        """Opens a token directory and reads it through once, to be sure of every id. UserError if it is damaged."""
+        directory = Path(directory)
+        meta = _read_meta(directory)
+        path, dtype = directory / TOKENS_FILE, DTYPES[meta.dtype]
+        if not path.is_file():
+            raise UserError(f"{directory}: damaged token files ({TOKENS_FILE} is missing); prepare them again")
+        size, expected = path.stat().st_size, meta.tokens * dtype.itemsize
+        if size != expected or not size:
+            raise UserError(f"{path}: damaged token file ({size} bytes, expected {expected}); prepare it again")
+        tokens = np.memmap(path, dtype=dtype, mode="r")
+        digest = hashlib.sha256()
+        for start in range(0, len(tokens), SCAN_TOKENS):
+            chunk = tokens[start : start + SCAN_TOKENS]
+            if (largest := int(chunk.max())) >= meta.vocab_size:
+                raise UserError(
+                    f"{path}: token id {largest} is past the vocabulary of {meta.vocab_size}; prepare the tokens again"
+                )
+            digest.update(memoryview(chunk))
+        if digest.hexdigest() != meta.tokens_sha256:
+            raise UserError(f"{path}: damaged token file (its SHA-256 is not the recorded one); prepare it again")
+        return cls(directory, meta, tokens)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens. UserError if the one in the directory is missing, damaged or another."""
+        tokenizer = load_tokenizer(self.directory)
+        self.check_tokenizer(tokenizer)
+        return tokenizer
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError unless ``tokenizer`` is the one that made the tokens."""
+        if tokenizer.fingerprint() != self.meta.tokenizer_fingerprint:
+            raise UserError(
+                f"{self.directory}: these tokens were made with another tokenizer ({self.meta.tokenizer}, "
+                f"{self.meta.vocab_size} ids, {self.meta.tokenizer_fingerprint[:12]}) than the one in use "
+                f"({tokenizer.kind}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:12]})"
+            )
+
+
+def is_token_directory(path: str | Path) -> bool:
+    """Whether ``path`` is a token directory, sound or damaged."""
+    return (Path(path) / META_FILE).is_file()
+
+
+def _read_meta(directory: Path) -> Meta:
+    path = directory / META_FILE
+    if not path.is_file():
+        raise UserError(f"{directory}: no token files there ({META_FILE} is missing); make them with prepare_text")
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields.pop("format") != FORMAT:
+            raise UserError(f"{path}: not the {META_FILE} of token files")
+        if (version := fields.pop("version")) != VERSION:
+            raise UserError(f"{directory}: token files of version {version}, this code reads {VERSION}; prepare them again")
+        sources = tuple(Source(**source) for source in fields.pop("sources"))
+        meta = Meta(**fields, sources=sources)
+        DTYPES[meta.dtype]
+        if not all(isinstance(count, int) for count in (meta.tokens, meta.vocab_size, meta.documents)):
+            raise ValueError("a count that is no integer")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the tokens again") from error
+    return meta
+
+
+def prepare(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    out: str | Path,
+    workers: int = 1,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> TokenFile:
+    """Tokenizes all documents of ``paths`` into the token directory ``out``, in ``workers`` processes.
+
+    The result does not depend on ``workers``. Killed at any moment, it leaves nothing under ``out`` (or what was there).
+    Raises UserError on bad text, if ``out`` exists and ``overwrite`` is not given, or if it cannot be written.
+    """
+    out = Path(out)
+    _check_target(out, overwrite)
+    files = matched_files(paths)
+    try:
+        with staging.directory(out, replace=overwrite) as temporary:
+            tokenizer.save(temporary)
+            tokens, documents, digest = _write_tokens(files, tokenizer, temporary, workers, progress)
+            meta = Meta(
+                dtype=_dtype_name(tokenizer),
+                tokens=tokens,
+                documents=documents,
+                end_of_text=tokenizer.end_of_text,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer=tokenizer.kind,
+                tokenizer_fingerprint=tokenizer.fingerprint(),
+                tokens_sha256=digest,
+                sources=tuple(describe_source(file) for file in files),
+            )
+            fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
+            staging.write_file(temporary / META_FILE, (json.dumps(fields, indent=2) + "\n").encode())
+    except FileExistsError as error:
+        raise UserError(f"{out} was made by another run in the meantime; use it, or pass --overwrite") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return TokenFile.open(out)
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if overwrite and out.exists() and not is_token_directory(out):
+        raise UserError(f"{out} holds something else than token files: remove it yourself, or name another place")
+    if not overwrite and out.exists():
+        raise UserError(f"{out} already exists: name another place, or pass --overwrite to replace it")
+
+
+def _write_tokens(
+    files: Sequence[str], tokenizer: Tokenizer, directory: Path, workers: int, progress: bool
+) -> tuple[int, int, str]:
+    """Writes tokens.bin; returns the number of tokens and documents and the SHA-256."""
+    tokens = documents = 0
+    digest = hashlib.sha256()
+    total = sum(os.path.getsize(file) for file in files)
+    # disable=None: quiet where standard error is no terminal.
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None if progress else True)
+    with bar, open(directory / TOKENS_FILE, "wb") as stream:
+        chunks = _chunks(read_documents(files, on_read=bar.update))
+        for ids, count in _encoded(chunks, tokenizer, directory, workers):
+            stream.write(memoryview(ids))
+            digest.update(memoryview(ids))
+            tokens += len(ids)
+            documents += count
+            bar.set_postfix(tokens=tokens, refresh=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return tokens, documents, digest.hexdigest()
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in groups of about CHUNK_CHARS characters."""
+    chunk: list[str] = []
+    chars = 0
+    for document in documents:
+        chunk.append(document)
+        chars += len(document)
+        if chars >= CHUNK_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encoded(
+    chunks: Iterable[list[str]], tokenizer: Tokenizer, directory: Path, workers: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Token ids and number of documents of each chunk, in order; ``directory`` holds the tokenizer for the workers."""
+    if workers <= 1:
+        yield from ((_encode_chunk(chunk, tokenizer), len(chunk)) for chunk in chunks)
+        return
+    # Fresh processes, not forks: the caller may have JAX's threads, and a lock held by one would stay locked in a fork.
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(directory,)
+    )
+    # A bounded queue: the text is read no further ahead than the workers can take.
+    pending: collections.deque[tuple[concurrent.futures.Future[np.ndarray], int]] = collections.deque()
+    try:
+        for chunk in chunks:
+            pending.append((executor.submit(_encode_in_worker, chunk), len(chunk)))
+            if len(pending) > 2 * workers:
+                future, count = pending.popleft()
+                yield future.result(), count
+        for future, count in pending:
+            yield future.result(), count
+    except BrokenProcessPool as error:
+        raise UserError("a tokenizing process died, perhaps for want of memory: try fewer workers") from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode_chunk(chunk: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    ids: list[int] = []
+    for document in tokenizer.encode_batch(chunk):
+        ids += document
+        ids.append(tokenizer.end_of_text)
+    return np.array(ids, DTYPES[_dtype_name(tokenizer)])
+
+
+_worker_tokenizer: Tokenizer  # of a worker process, set once as it starts
+
+
+def _start_worker(directory: Path) -> None:
+    global _worker_tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_tokenizer = load_tokenizer(directory)
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot end its workers: they watch for it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _encode_in_worker(chunk: Sequence[str]) -> np.ndarray:
+    return _encode_chunk(chunk, _worker_tokenizer)
+
+
+def _dtype_name(tokenizer: Tokenizer) -> str:
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+
+
+def describe_source(path: str) -> Source:
+    """Size and content hash of a text file."""
+    with open(path, "rb") as stream:
+        return Source(path, os.path.getsize(path), hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def cached_tokens(
+    paths: Sequence[str], tokenizer: Tokenizer, cache_dir: str | Path, workers: int = 1, progress: bool = True
+) -> TokenFile:
+    """The tokens of raw text, made once under ``cache_dir`` and found again by any later run, or by one beside it.
+
+    They are found by the content of the files and the tokenizer. Reading the text to hash it costs seconds a gigabyte,
+    and unlike path and time of change it holds for copied and touched files, and for files changed within a clock tick.
+    """
+    target = Path(cache_dir) / f"tokens-{_content_key(paths, tokenizer.fingerprint())}"
+    if not is_token_directory(target):
+        try:
+            return prepare(paths, tokenizer, target, workers, progress)
+        except UserError:
+            if not is_token_directory(target):  # else another process made it first
+                raise
+    return TokenFile.open(target)
+
+
+def cached_sentencepiece(paths: Sequence[str], vocab_size: int, cache_dir: str | Path) -> Tokenizer:
+    """The SentencePiece tokenizer of ``train_sentencepiece`` on these files, trained once and kept under ``cache_dir``."""
+    target = Path(cache_dir) / f"sentencepiece-{_content_key(paths, str(vocab_size))}"
+    if not target.is_dir():
+        tokenizer = train_sentencepiece(read_documents(paths), vocab_size)
+        try:
+            with staging.directory(target) as temporary:
+                tokenizer.save(temporary)
+        except FileExistsError:  # another process was quicker, and trained the same
+            pass
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    return load_tokenizer(target)
+
+
+def _content_key(paths: Sequence[str], salt: str) -> str:
+    hashes = [describe_source(path).sha256 for path in matched_files(paths)]
+    return hashlib.sha256("\n".join([str(VERSION), salt, *hashes]).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Linen modules, a file per unit of the paper."""

@@ -1,0 +1,40 @@
+"""Two-layer network: the GPT-2 baseline's, and what may stand in place of persistent memory (v1 section 5, ablation)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mosaics_jax.nn.layers import Projection
+from mosaics_jax.nn.memory import Span
+from mosaics_jax.shapes import Array, Dtype
+
+
+class FeedForward(nn.Module):
+    """Projection to ``hidden``, GELU, projection back, dropout. (B, T, C) to the same.
+
+    tanh_gelu: the tanh approximation of GELU, else the exact one.
+    """
+
+    hidden: int
+    std: float
+    output_std: float
+    tanh_gelu: bool = True
+    bias: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
+    ) -> tuple[Array, None]:
+        """Each position by itself: there is no state."""
+        del span
+        width = x_BTC.shape[-1]
+        common = {"bias": self.bias, "dtype": self.dtype}
+        h_BTF = Projection(self.hidden, self.std, ("embed", "mlp"), name="up", **common)(x_BTC)
+        h_BTF = jax.nn.gelu(h_BTF, approximate=self.tanh_gelu)
+        y_BTC = Projection(width, self.output_std, ("mlp", "embed"), name="down", **common)(h_BTF)
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+
+    def empty(self, batch: int, width: int, capacity: int) -> None:
+        """No state."""

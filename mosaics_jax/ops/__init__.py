@@ -1,0 +1,21 @@
+"""Pure functions on arrays, without parameters. Each fast form stands beside a naive one that is obviously right."""
+
+from mosaics_jax.ops.cross_entropy import cross_entropy, head_cross_entropy
+from mosaics_jax.ops.kernel_regression import gaussian_regression, unit_key_regression
+from mosaics_jax.ops.leaky_average import LeakyForm, leaky_average
+from mosaics_jax.ops.normalize import unit
+from mosaics_jax.ops.retrieval import RetrievalForm, causal_retrieval, slot_retrieval, stored_retrieval
+
+__all__ = [
+    "LeakyForm",
+    "RetrievalForm",
+    "causal_retrieval",
+    "cross_entropy",
+    "gaussian_regression",
+    "head_cross_entropy",
+    "leaky_average",
+    "slot_retrieval",
+    "stored_retrieval",
+    "unit",
+    "unit_key_regression",
+]

@@ -1,0 +1,90 @@
+"""Cross-entropy of a language model's head, with and without the B x T x V array of logits."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.shapes import Array
+
+IGNORE = -1  # a target that carries no loss
+BLOCK = 512  # positions whose logits exist at one time
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Loss of each position in nats, from whole logits: logits (..., V), int targets (...); 0 where target is -1."""
+    logits = logits.astype(accumulation_dtype(logits))
+    chex.assert_shape(targets, logits.shape[:-1])
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(targets == IGNORE, 0.0, jax.nn.logsumexp(logits, axis=-1) - chosen)
+
+
+def head_cross_entropy(hidden_BTC: Array, head_VC: Array, targets_BT: Array, scale: float = 1.0) -> tuple[Array, Array]:
+    """Mean loss in nats over targets other than -1, and their number; logits are ``scale * hidden @ head.T``.
+
+    The logits are made for 512 positions at a time and never kept. The gradient is made in the same pass, where it costs
+    two products of the block's size and no second pass over the logits. Products in the type of ``hidden``, sums in at
+    least float32. No valid target gives loss 0 and gradient 0.
+    """
+    chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
+    chex.assert_shape(targets_BT, hidden_BTC.shape[:2])
+    count = jnp.sum(targets_BT != IGNORE)
+    total = _total(scale, hidden_BTC.reshape(-1, hidden_BTC.shape[-1]), head_VC, targets_BT.reshape(-1))
+    return total / jnp.maximum(count, 1), count
+
+
+def _blocks(hidden: Array, targets: Array) -> tuple[Array, Array]:
+    size = min(BLOCK, len(hidden))
+    padding = -len(hidden) % size
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+    targets = jnp.pad(targets, (0, padding), constant_values=IGNORE)
+    return hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size)
+
+
+def _block_losses(scale: float, hidden: Array, head: Array, targets: Array) -> tuple[Array, Array, Array]:
+    logits = scale * jnp.einsum("nc,vc->nv", hidden, head, preferred_element_type=accumulation_dtype(hidden))
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
+    return jnp.sum(jnp.where(targets == IGNORE, 0.0, log_total - chosen)), logits, log_total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _total(scale: float, hidden: Array, head: Array, targets: Array) -> Array:
+    head = head.astype(hidden.dtype)
+
+    def block(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + _block_losses(scale, xs[0], head, xs[1])[0], None
+
+    zero = jnp.zeros((), accumulation_dtype(hidden))
+    return lax.scan(block, zero, _blocks(hidden, targets))[0]
+
+
+def _total_forward(scale: float, hidden: Array, head: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+    dtype = accumulation_dtype(hidden)
+    table = head.astype(hidden.dtype)
+
+    def block(carry: tuple[Array, Array], xs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        total, dhead = carry
+        x, y = xs
+        loss, logits, log_total = _block_losses(scale, x, table, y)
+        valid = (y != IGNORE)[:, None]
+        hit = jnp.arange(len(table)) == y[:, None]
+        dlogits = (scale * jnp.where(valid, jnp.exp(logits - log_total[:, None]) - hit, 0.0)).astype(x.dtype)
+        dx = jnp.einsum("nv,vc->nc", dlogits, table)
+        dhead += jnp.einsum("nv,nc->vc", dlogits, x, preferred_element_type=dtype)
+        return (total + loss, dhead), dx
+
+    start = (jnp.zeros((), dtype), jnp.zeros(head.shape, dtype))
+    (total, dhead), dx = lax.scan(block, start, _blocks(hidden, targets))
+    return total, (dx.reshape(-1, hidden.shape[-1])[: len(hidden)], dhead.astype(head.dtype))
+
+
+def _total_backward(scale: float, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, None]:
+    dhidden, dhead = saved
+    return (gradient * dhidden).astype(dhidden.dtype), (gradient * dhead).astype(dhead.dtype), None
+
+
+_total.defvjp(_total_forward, _total_backward)

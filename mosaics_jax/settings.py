@@ -1,0 +1,21 @@
+"""Fields of config dataclasses that carry their own help text.
+
+Every setting is documented once, where it is declared; the experiments turn the same text into ``--help``.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with a default, one line of help (meaning, unit, symbol in the paper) and, for an enumeration, its values."""
+    return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def check_choices(config: Any) -> None:
+    """Raises ValueError if a field of ``config`` that declares choices holds none of them."""
+    for field in dataclasses.fields(config):
+        choices = field.metadata.get("choices", ())
+        value = getattr(config, field.name)
+        if choices and value not in choices:
+            raise ValueError(f"{field.name}={value!r} is not one of {', '.join(choices)}")

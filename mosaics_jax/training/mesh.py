@@ -1,0 +1,135 @@
+"""Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import Params
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis -> mesh axes. ``data`` splits the batch, ``fsdp`` also the parameters, ``tensor`` heads and hidden widths,
+# ``sequence`` the time axis of activations. The order is the precedence: a mesh axis is used once in a tensor.
+RULES: tuple[tuple[str, Any], ...] = (
+    ("batch", BATCH_AXES),
+    ("time", "sequence"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("activation_heads", "tensor"),
+    ("activation_vocab", "tensor"),
+    ("activation_embed", None),
+    ("head", None),
+    ("head_dim", None),
+    ("slots", None),
+    ("banks", None),
+    ("norm", None),
+    ("taps", None),
+    ("position", None),
+    ("layers", None),
+    ("seeds", None),
+)
+
+
+def parse_mesh(text: str, devices: int) -> dict[str, int]:
+    """Axis sizes from ``data:2,fsdp:-1``; -1, once at most, takes the devices that are left. Unnamed axes have size 1.
+
+    Raises UserError unless the sizes multiply to ``devices``.
+    """
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    given: list[str] = []
+    for part in text.split(","):
+        name, _, number = part.strip().partition(":")
+        if name not in MESH_AXES:
+            raise UserError(f"mesh={text!r}: {name!r} is not one of {', '.join(MESH_AXES)}; write e.g. data:2,fsdp:4")
+        if name in given:
+            raise UserError(f"mesh={text!r}: {name} is given twice")
+        try:
+            sizes[name] = int(number)
+        except ValueError:
+            raise UserError(f"mesh={text!r}: {part.strip()!r} is not NAME:SIZE; write e.g. data:2,fsdp:4") from None
+        if sizes[name] < 1 and sizes[name] != -1:
+            raise UserError(f"mesh={text!r}: the size of {name} must be at least 1, or -1 for all that is left")
+        given.append(name)
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise UserError(f"mesh={text!r}: only one axis may be -1, not {' and '.join(open_axes)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes and devices % fixed == 0:
+        sizes[open_axes[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise UserError(
+            f"mesh={text!r} does not fit {devices} device{'s' * (devices != 1)}: the sizes must multiply to {devices}"
+        )
+    return sizes
+
+
+def make_mesh(text: str) -> Mesh:
+    """The mesh that ``text`` describes (see ``parse_mesh``) over all devices of all processes; it has every axis of MESH_AXES."""
+    sizes = parse_mesh(text, jax.device_count())
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    if batch_shards(mesh) % jax.process_count():
+        raise UserError(
+            f"mesh={text!r}: data x fsdp must be a multiple of the {jax.process_count()} processes, "
+            "each of which reads its own part of the batch"
+        )
+    return mesh
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split along their first axis."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
+    """Puts this process's part of a batch on its devices: numpy arrays (rows, ...) to global arrays (all rows, ...).
+
+    Raises UserError if the rows do not divide among the devices and ``micro_batches``.
+    """
+    processes, parts = jax.process_count(), batch_shards(mesh) * micro_batches
+    sharding = batch_sharding(mesh)
+    for leaf in jax.tree.leaves(batch):
+        rows = leaf.shape[0] * processes
+        if rows % parts:
+            raise UserError(
+                f"a batch of {rows} does not divide into {parts} equal parts "
+                f"(mesh data x fsdp = {batch_shards(mesh)}, accumulate = {micro_batches}): choose a multiple of {parts}"
+            )
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def shardings_of(boxed: Params, mesh: Mesh) -> Any:
+    """The sharding of each leaf, by its logical axis names under RULES; leaves without names are replicated.
+
+    ``boxed``: a tree of (shapes of) arrays as ``init`` gives it. Raises UserError if a mesh axis does not divide a dimension.
+    """
+    known = {name for name, _ in RULES}
+    for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
+        if not isinstance(leaf, nn.Partitioned):
+            continue
+        where = path_name(path)
+        if len(leaf.names) != leaf.value.ndim:
+            raise ValueError(f"{where}: axis names {leaf.names} do not fit shape {leaf.value.shape}")
+        if unknown := [name for name in leaf.names if name is not None and name not in known]:
+            raise ValueError(f"{where}: axis {unknown[0]!r} is not in mosaics_jax.training.mesh.RULES")
+        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
+        for size, name, axis in zip(leaf.value.shape, leaf.names, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(f"mesh {axis}:{mesh.shape[axis]} does not divide the {name} axis of {where}, {size}")
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+
+def path_name(path: Any) -> str:
+    """A tree path as ``block_0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,94 @@
+"""Metrics of a run: ``metrics.jsonl``, complete and without doubles however often the run was restarted, and TensorBoard."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import tensorboardX
+
+from mosaics_jax.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; none if there is no file.
+
+    A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and its values. Kinds: ``train``, one every
+    step (loss, grad_norm, learning_rate, seconds the step took); ``eval``; ``sample`` (text). A half-written last line is left out.
+    """
+    path = pathlib.Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            record["step"], record["kind"]
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not a metrics record; mend or move the file") from None
+        records.append(record)
+    return records
+
+
+class MetricsWriter:
+    """Appends records to ``metrics.jsonl`` and ``tensorboard/`` in a work directory.
+
+    Records after ``resume_step`` are removed first: the steps they tell of are about to be made again.
+    A writer that is not ``enabled`` (all processes but the first) writes nothing. Raises UserError where it cannot write.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int = 0, enabled: bool = True):
+        self._path = workdir / FILE_NAME
+        self._file = None
+        if not enabled:
+            return
+        records = read_metrics(self._path)
+        try:
+            replace_records(self._path, (record for record in records if record["step"] <= resume_step))
+            # One write a line, so that a killed run leaves at most its last line unfinished.
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            purge = resume_step + 1 if records else None
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=30)
+        except OSError as error:
+            raise UserError(f"cannot write metrics in {workdir}: {error.strerror}") from error
+
+    def write(self, step: int, kind: str, values: dict[str, Any], board: bool = True) -> None:
+        """Adds one record; ``board``: to TensorBoard too, numbers as ``kind/name``, text as text."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **values}) + "\n")
+            for name, value in values.items() if board else ():
+                add = self._board.add_text if isinstance(value, str) else self._board.add_scalar
+                add(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
+
+    def flush(self) -> None:
+        """Puts all records on the disk: to be called before a checkpoint claims that its steps are done."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+def replace_records(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
+    """Rewrites a ``metrics.jsonl`` in one stroke."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    os.replace(scratch, path)

@@ -1,0 +1,94 @@
+"""AdamW as the published runs used it: linear warm-up, cosine decay, clipping, decay of matrices only."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaics_jax.settings import setting
+from mosaics_jax.shapes import Array, Params
+
+# Logical axes that stack equal parameters (scanned layers, an ensemble of seeds): no dimension of the tensor itself.
+STACKED_AXES = ("layers", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule (v1 appendix; defaults: the published language-model recipe)."""
+
+    learning_rate: float = setting(5e-3, "highest learning rate, reached at the end of warm-up")
+    min_learning_rate: float = setting(1e-4, "learning rate at the last step")
+    warmup_steps: int = setting(2000, "steps of linear warm-up from 0")
+    weight_decay: float = setting(0.1, "decoupled weight decay, on tensors of two or more dimensions")
+    beta1: float = setting(0.9, "decay of AdamW's mean of gradients")
+    beta2: float = setting(0.95, "decay of AdamW's mean of squared gradients")
+    epsilon: float = setting(1e-8, "AdamW's epsilon, added to the root of the second moment")
+    clip_norm: float = setting(1.0, "largest global norm of the gradient (0: no clipping)")
+    accumulate: int = setting(1, "micro-batches that one step sums its gradient over (saves memory)")
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon={self.epsilon} must be positive")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate={self.accumulate} must be at least 1")
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of update number ``count`` (0, 1, ...): 0 at the first, highest at ``warmup_steps``, least at ``steps``."""
+
+    def learning_rate(count: Any) -> Array:
+        warmup = config.learning_rate * count / max(config.warmup_steps, 1)
+        progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        decayed = config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
+        return jnp.where(count < config.warmup_steps, warmup, decayed)
+
+    return learning_rate
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales the gradient by min(1, max_norm / (norm + 1e-6)), the form the recorded trajectories were made with.
+
+    optax.clip_by_global_norm has no 1e-6, which shows at the 1e-9 to which those trajectories are compared.
+    """
+
+    def update(grads: Params, state: optax.EmptyState, params: Params = None) -> tuple[Params, optax.EmptyState]:
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def decay_mask(boxed_params: Params) -> Any:
+    """Which parameters decay: those of two or more dimensions, stacking axes (``STACKED_AXES``) not counted.
+
+    ``boxed_params``: the parameters as ``init`` gives them, with their logical axis names; arrays or their shapes.
+    Where a parameter carries no names, all its dimensions count. Returns the same tree of bools.
+    """
+
+    def decays(leaf: Any) -> bool:
+        if isinstance(leaf, nn.Partitioned):
+            return sum(name not in STACKED_AXES for name in leaf.names) >= 2
+        return leaf.ndim >= 2
+
+    return jax.tree.map(decays, boxed_params, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, mask: Any) -> optax.GradientTransformation:
+    """Clipping, then AdamW with decay lr * weight_decay on the parameters that ``mask`` (see ``decay_mask``) marks."""
+    return optax.chain(
+        clip_by_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )

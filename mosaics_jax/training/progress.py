@@ -1,0 +1,98 @@
+"""What a run says and records while it goes: every step's metrics, the progress line, the time of everything else."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from mosaics_jax.training.metrics import MetricsWriter
+from mosaics_jax.training.stopping import Diverged
+
+
+def say(text: str) -> None:
+    """Prints, on the first process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Progress:
+    """Records metrics one step late, so that the host never waits for the step it has just dispatched."""
+
+    def __init__(self, writer: MetricsWriter, start: int, steps: int, tokens_per_step: int, log_every: int):
+        self._writer = writer
+        self._start, self._steps = start, steps
+        self._tokens_per_step = tokens_per_step
+        self._log_every = log_every
+        self._pending: tuple[int, Any] | None = None
+        self._began = time.perf_counter()
+        self._mark: float | None = None  # when the last step ended; None before the first
+        self._seconds: list[float] = []  # of the steps since the last progress line
+
+    def push(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a dispatched step, and records those of the step before it. Raises Diverged, as ``drain``."""
+        if self._mark is None:
+            self._mark = time.perf_counter()
+            say(f"compiled in {self._mark - self._began:.1f} s")
+        self.drain()
+        self._pending = step, metrics
+
+    def drain(self) -> None:
+        """Waits for the last dispatched step and records it. Raises Diverged if one of its metrics is not finite."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        check_finite(step, values)
+        seconds = self._lap()
+        line = step % self._log_every == 0 or step == self._steps
+        self._writer.write(step, "train", {**values, "seconds": seconds}, board=line)
+        self._seconds.append(seconds)
+        if line:
+            say(self._line(step, values))
+            self._seconds.clear()
+
+    @contextlib.contextmanager
+    def timed(self, what: str, step: int) -> Iterator[None]:
+        """For work between steps: waits for the steps, then says how long ``what`` took, which counts for no step."""
+        self.drain()
+        began = time.perf_counter()
+        yield
+        self._lap()
+        say(f"step {step}: {what} took {time.perf_counter() - began:.2f} s")
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        seconds = now - (self._mark or now)
+        self._mark = now
+        return seconds
+
+    def _line(self, step: int, values: dict[str, float]) -> str:
+        tokens_per_s = self._tokens_per_step * len(self._seconds) / max(sum(self._seconds), 1e-9)
+        elapsed = time.perf_counter() - self._began
+        left = elapsed / (step - self._start) * (self._steps - step)
+        return (
+            f"step {step}/{self._steps}  loss {values['loss']:.4f}  gradient {values['grad_norm']:.3g}  "
+            f"lr {values['learning_rate']:.3g}  {tokens_per_s:,.0f} tokens/s  {duration(left)} left"
+        )
+
+
+def check_finite(step: int, values: Mapping[str, float]) -> None:
+    """Raises Diverged, naming the metric and the step, if a value is NaN or infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{name} is {value} at step {step}: the run stops, earlier checkpoints are kept; "
+                "try a lower learning rate, a longer warm-up or a smaller clip_norm"
+            )
+
+
+def duration(seconds: float) -> str:
+    """``1h02m``, ``3m20s`` or ``12s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
