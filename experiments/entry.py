@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from absl import app, flags
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.training.stopping import Interrupted
 
 Config = TypeVar("Config")
 USER_ERROR_STATUS = 2
@@ -24,6 +25,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return USER_ERROR_STATUS
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            return Interrupted.EXIT_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -33,7 +37,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) -> None:
     """Defines one flag a field of ``config_class``, with the field's own help text; a name already defined is shared."""
-    makers = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    makers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
     for field in dataclasses.fields(config_class):
         if field.name in skip or field.name in flags.FLAGS:
             continue

@@ -9,6 +9,7 @@ Three formats, told apart by extension and first line:
 Each may be under ``.gz`` or ``.xz``.
 """
 
+import contextlib
 import glob
 import gzip
 import io
@@ -18,20 +19,21 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from mosaics_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".xz": lzma.open}
+PROSE_HINT = f"plain text that begins with a quotation mark needs a line {END_OF_TEXT} before it"
 OnRead = Callable[[int], object]  # is told the number of bytes that were just read from disk
 
 
-def matched_files(paths: Sequence[str]) -> list[str]:
+def matched_files(paths: Sequence[str | Path]) -> list[str]:
     """The files that paths and globs (``**`` included) name, sorted, each once. UserError if one of them names none."""
     found: set[str] = set()
-    for path in paths:
+    for path in map(str, paths):
         if Path(path).is_dir():
             raise UserError(f"{path} is a directory: name the files in it, for example '{path.rstrip('/')}/*.txt'")
         if Path(path).is_file():
@@ -48,7 +50,7 @@ def matched_files(paths: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def read_documents(paths: Sequence[str], on_read: OnRead = lambda count: None) -> Iterator[str]:
+def read_documents(paths: Sequence[str | Path], on_read: OnRead = lambda count: None) -> Iterator[str]:
     """Yields the documents of all files that ``paths`` match, in sorted order of the files; blank ones are left out.
 
     JSON documents come out exactly as written. In plain text, blank space around a document is dropped, a byte order
@@ -89,10 +91,7 @@ def _is_json_string(path: str, number: int, line: str) -> bool:
     try:
         _, end = json.JSONDecoder(strict=False).raw_decode(line.strip())
     except ValueError as error:
-        raise UserError(
-            f"{path}, line {number}: a JSON string that is broken or does not end; "
-            f"if this is plain text that begins with a quotation mark, put a line {END_OF_TEXT} before it"
-        ) from error
+        raise UserError(f"{path}, line {number}: a JSON string that is broken or does not end; {PROSE_HINT}") from error
     return end == len(line.strip())
 
 
@@ -100,7 +99,8 @@ def _json_document(path: str, number: int, line: str) -> str:
     try:
         value = json.loads(line, strict=False)
     except ValueError as error:
-        raise UserError(f"{path}, line {number}: not valid JSON ({error}); is the file truncated?") from error
+        hint = "is the file truncated?" if line.lstrip().startswith(('"', "{")) else PROSE_HINT
+        raise UserError(f"{path}, line {number}: not valid JSON ({error}); {hint}") from error
     if isinstance(value, dict):
         value = value.get("text")
     if not isinstance(value, str):
@@ -108,7 +108,9 @@ def _json_document(path: str, number: int, line: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}, line {number}: a lone surrogate, which is no Unicode text ({error.reason})") from error
+        raise UserError(
+            f"{path}, line {number}: a lone surrogate, which is no Unicode text ({error.reason})"
+        ) from error
     return value
 
 
@@ -135,7 +137,7 @@ def _lines(path: str, on_read: OnRead) -> Iterator[tuple[int, str]]:
                 line = raw.removeprefix(BYTE_ORDER_MARK).decode() if number == 1 else raw.decode()
                 yield number, line[:-2] + "\n" if line.endswith("\r\n") else line
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number + 1}: not UTF-8 text ({error.reason})") from error
+        raise UserError(f"{path}, line {number}: not UTF-8 text ({error.reason})") from error
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: the compressed file is truncated or damaged after line {number} ({error})") from error
     except OSError as error:
@@ -147,10 +149,15 @@ def _without_compression(path: str) -> Path:
     return plain.with_suffix("") if plain.suffix in OPENERS else plain
 
 
-def _open(path: str, on_read: OnRead) -> IO[bytes]:
-    raw = io.BufferedReader(_CountedFile(path, on_read), buffer_size=2**20)
+@contextlib.contextmanager
+def _open(path: str, on_read: OnRead) -> Iterator[IO[bytes]]:
     opener = OPENERS.get(Path(path).suffix)
-    return cast(IO[bytes], opener(raw) if opener else raw)
+    with io.BufferedReader(_CountedFile(path, on_read), buffer_size=2**20) as raw:
+        if opener is None:
+            yield raw
+        else:
+            with opener(raw) as stream:  # closing it leaves the file below it open
+                yield stream
 
 
 class _CountedFile(io.FileIO):

@@ -35,7 +35,10 @@ def directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     Raises FileExistsError if ``target`` is not empty by then and ``replace`` is not given.
     """
     target = Path(target).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent)) from error
     for stale in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         _remove_unless_locked(stale)
     temporary, lock = _make_locked(target)

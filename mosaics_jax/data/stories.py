@@ -40,7 +40,7 @@ SLOT = re.compile(r"\{(an? )?(\w+)\}", re.IGNORECASE)
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
-    """Yields ``count`` stories of about 80 to 200 words; story i depends on ``seed`` and i alone."""
+    """Yields ``count`` stories of about 130 to 210 words; story i depends on ``seed`` and i alone."""
     for index in range(count):
         yield _story(_Dice(seed, index))
 
@@ -74,34 +74,37 @@ def _story(dice: _Dice) -> str:
 
 def _cast(dice: _Dice) -> dict[str, str]:
     """The people, things and places of one story, by the slot they fill."""
-    children = [(name, "girl") for name in GIRLS] + [(name, "boy") for name in BOYS]
+    children = [(name, "girl") for name in GIRLS.split("|")] + [(name, "boy") for name in BOYS.split("|")]
     (hero, hero_sex), (friend, friend_sex) = dice.pick_two(children)
     words = {"hero": hero, "friend": friend}
-    if dice.pick((False, False, True)):  # a third of the heroes are animals; so are their friends
-        hero_kind, friend_kind = dice.pick_two(ANIMALS)
-        words |= {"kind": f"young {hero_kind}", "friend_kind": friend_kind}
+
+    if dice.pick((True, False, False)):
+        words["kind"] = f"young {dice.pick(ANIMALS.split('|'))}"
     else:
-        words |= {"kind": f"{dice.pick(('little', 'small', 'young'))} {hero_sex}", "friend_kind": friend_sex}
-    pet, (elder, trade, elder_sex) = dice.pick(PETS), dice.pick(ELDERS)
+        words["kind"] = f"{dice.pick(('little', 'small', 'young'))} {hero_sex}"
+    pet, (elder, trade, elder_sex) = dice.pick(PETS.split("|")), dice.pick(ELDERS)
     for prefix, sex in (("", hero_sex), ("friend_", friend_sex), ("elder_", elder_sex)):
         words |= {prefix + form: pronoun for form, pronoun in PRONOUNS[sex].items()}
     looks, nouns, mishaps = dice.pick(THINGS)
-    noun = dice.pick(nouns)
-    tool, trouble, rescue = dice.pick(TOOLS)
+    hard_looks, hard_nouns, _ = THINGS[0]
+    noun = dice.pick(nouns.split("|"))
+    tool, tool_place, trouble, rescue = dice.pick(TOOLS)
     mishap, repair = dice.pick(mishaps)
     skill, failure, advice = dice.pick(SKILLS)
-    place, other_place = dice.pick_two(PLACES)
-    spot, other_spot = dice.pick_two(SPOTS)
+    place, other_place = dice.pick_two(PLACES.split("|"))
+    spot, other_spot = dice.pick_two(SPOTS.split("|"))
     return words | {
         "elder": elder,
         "trade": trade,
         "pet": pet,
-        "pet_name": dice.pick(PET_NAMES),
-        "collar": dice.pick(COLLARS),
-        "small_animal": dice.pick(SMALL_ANIMALS),
-        "thing": f"{dice.pick(looks)} {noun}",
+        "pet_name": dice.pick(PET_NAMES.split("|")),
+        "collar": dice.pick(COLLARS.split("|")),
+        "small_animal": dice.pick(SMALL_ANIMALS.split("|")),
+        "thing": f"{dice.pick(looks.split('|'))} {noun}",
         "noun": noun,
+        "hard_thing": f"{dice.pick(hard_looks.split('|'))} {dice.pick(hard_nouns.split('|'))}",
         "tool": tool,
+        "tool_place": tool_place,
         "trouble": trouble,
         "rescue": rescue,
         "mishap": mishap,
@@ -109,12 +112,12 @@ def _cast(dice: _Dice) -> dict[str, str]:
         "skill": skill,
         "failure": failure,
         "advice": advice,
-        "giver": dice.pick(GIVERS),
+        "giver": dice.pick(GIVERS.split("|")),
         "place": place,
         "other_place": other_place,
         "spot": spot,
         "other_spot": other_spot,
-        "creature": dice.pick(CREATURES),
+        "creature": dice.pick(CREATURES.split("|")),
     }
 
 
@@ -135,4 +138,3 @@ def _fill(template: str, words: dict[str, str], dice: _Dice) -> str:
         template = CHOICE.sub(lambda match: dice.pick(match[1].split("|")), template)
         template = SLOT.sub(fill_slot, template)
     return template
-

@@ -1,12 +1,13 @@
 """Token directories: text as one stream of token ids on disk, with all that is needed to read it again.
 
-    tokens.bin            little-endian uint16 (vocabularies up to 65536) or uint32; an end_of_text after each document
-    meta.json             format, dtype, counts, tokenizer, sources and hashes (class Meta)
-    tokenizer.model       or encoder.json and vocab.bpe: the tokenizer itself
+tokens.bin            little-endian uint16 (vocabularies up to 65536) or uint32; an end_of_text after each document
+meta.json             format, dtype, counts, tokenizer, sources and hashes (class Meta)
+tokenizer.model       or encoder.json and vocab.bpe: the tokenizer itself
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,7 +30,7 @@ from mosaics_jax.errors import UserError
 
 FORMAT, VERSION = "mosaics_jax tokens", 1
 TOKENS_FILE, META_FILE = "tokens.bin", "meta.json"
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 CHUNK_CHARS = 1_000_000  # text that a worker takes at a time
 SCAN_TOKENS = 8_000_000  # tokens that are checked at a time
 
@@ -85,7 +86,7 @@ class TokenFile:
                 raise UserError(
                     f"{path}: token id {largest} is past the vocabulary of {meta.vocab_size}; prepare the tokens again"
                 )
-            digest.update(memoryview(chunk))
+            digest.update(chunk.data)
         if digest.hexdigest() != meta.tokens_sha256:
             raise UserError(f"{path}: damaged token file (its SHA-256 is not the recorded one); prepare it again")
         return cls(directory, meta, tokens)
@@ -120,7 +121,7 @@ def _read_meta(directory: Path) -> Meta:
         if fields.pop("format") != FORMAT:
             raise UserError(f"{path}: not the {META_FILE} of token files")
         if (version := fields.pop("version")) != VERSION:
-            raise UserError(f"{directory}: token files of version {version}, this code reads {VERSION}; prepare them again")
+            raise UserError(f"{directory}: token files of version {version}, expected {VERSION}; prepare them again")
         sources = tuple(Source(**source) for source in fields.pop("sources"))
         meta = Meta(**fields, sources=sources)
         DTYPES[meta.dtype]
@@ -132,7 +133,7 @@ def _read_meta(directory: Path) -> Meta:
 
 
 def prepare(
-    paths: Sequence[str],
+    paths: Sequence[str | Path],
     tokenizer: Tokenizer,
     out: str | Path,
     workers: int = 1,
@@ -141,37 +142,54 @@ def prepare(
 ) -> TokenFile:
     """Tokenizes all documents of ``paths`` into the token directory ``out``, in ``workers`` processes.
 
-    The result does not depend on ``workers``. Killed at any moment, it leaves nothing under ``out`` (or what was there).
+    The result does not depend on ``workers``. Killed at any moment, it leaves nothing under ``out``, or what was there.
     Raises UserError on bad text, if ``out`` exists and ``overwrite`` is not given, or if it cannot be written.
     """
     out = Path(out)
-    _check_target(out, overwrite)
-    files = matched_files(paths)
+    check_target(out, overwrite)
     try:
-        with staging.directory(out, replace=overwrite) as temporary:
-            tokenizer.save(temporary)
-            tokens, documents, digest = _write_tokens(files, tokenizer, temporary, workers, progress)
-            meta = Meta(
-                dtype=_dtype_name(tokenizer),
-                tokens=tokens,
-                documents=documents,
-                end_of_text=tokenizer.end_of_text,
-                vocab_size=tokenizer.vocab_size,
-                tokenizer=tokenizer.kind,
-                tokenizer_fingerprint=tokenizer.fingerprint(),
-                tokens_sha256=digest,
-                sources=tuple(describe_source(file) for file in files),
-            )
-            fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
-            staging.write_file(temporary / META_FILE, (json.dumps(fields, indent=2) + "\n").encode())
+        return _build(paths, tokenizer, out, workers, progress, replace=overwrite)
     except FileExistsError as error:
         raise UserError(f"{out} was made by another run in the meantime; use it, or pass --overwrite") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def _build(
+    paths: Sequence[str | Path], tokenizer: Tokenizer, out: Path, workers: int, progress: bool, replace: bool
+) -> TokenFile:
+    files = matched_files(paths)
+    with _writing(out), staging.directory(out, replace) as temporary:
+        tokenizer.save(temporary)
+        tokens, documents, digest = _write_tokens(files, tokenizer, temporary, workers, progress)
+        meta = Meta(
+            dtype=_dtype_name(tokenizer),
+            tokens=tokens,
+            documents=documents,
+            end_of_text=tokenizer.end_of_text,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.kind,
+            tokenizer_fingerprint=tokenizer.fingerprint(),
+            tokens_sha256=digest,
+            sources=tuple(_describe(file) for file in files),
+        )
+        fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
+        staging.write_file(temporary / META_FILE, (json.dumps(fields, indent=2) + "\n").encode())
     return TokenFile.open(out)
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turns failures to write into a UserError; FileExistsError is left to the caller."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def check_target(out: str | Path, overwrite: bool) -> None:
+    """Raises UserError if ``prepare`` may not write to ``out``."""
+    out = Path(out)
     if out.is_dir() and not any(out.iterdir()):
         return
     if overwrite and out.exists() and not is_token_directory(out):
@@ -192,8 +210,8 @@ def _write_tokens(
     with bar, open(directory / TOKENS_FILE, "wb") as stream:
         chunks = _chunks(read_documents(files, on_read=bar.update))
         for ids, count in _encoded(chunks, tokenizer, directory, workers):
-            stream.write(memoryview(ids))
-            digest.update(memoryview(ids))
+            stream.write(ids.data)
+            digest.update(ids.data)
             tokens += len(ids)
             documents += count
             bar.set_postfix(tokens=tokens, refresh=False)
@@ -277,14 +295,16 @@ def _dtype_name(tokenizer: Tokenizer) -> str:
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
-def describe_source(path: str) -> Source:
-    """Size and content hash of a text file."""
-    with open(path, "rb") as stream:
-        return Source(path, os.path.getsize(path), hashlib.file_digest(stream, "sha256").hexdigest())
+def _describe(path: str) -> Source:
+    try:
+        with open(path, "rb") as stream:
+            return Source(path, os.path.getsize(path), hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def cached_tokens(
-    paths: Sequence[str], tokenizer: Tokenizer, cache_dir: str | Path, workers: int = 1, progress: bool = True
+    paths: Sequence[str | Path], tokenizer: Tokenizer, cache_dir: str | Path, workers: int = 1, progress: bool = True
 ) -> TokenFile:
     """The tokens of raw text, made once under ``cache_dir`` and found again by any later run, or by one beside it.
 
@@ -292,30 +312,30 @@ def cached_tokens(
     and unlike path and time of change it holds for copied and touched files, and for files changed within a clock tick.
     """
     target = Path(cache_dir) / f"tokens-{_content_key(paths, tokenizer.fingerprint())}"
-    if not is_token_directory(target):
+    damaged = False
+    if target.exists():
         try:
-            return prepare(paths, tokenizer, target, workers, progress)
+            return TokenFile.open(target)
         except UserError:
-            if not is_token_directory(target):  # else another process made it first
-                raise
-    return TokenFile.open(target)
+            damaged = True
+    try:
+        return _build(paths, tokenizer, target, workers, progress, replace=damaged)
+    except FileExistsError:  # another process was quicker, and made the same
+        return TokenFile.open(target)
 
 
-def cached_sentencepiece(paths: Sequence[str], vocab_size: int, cache_dir: str | Path) -> Tokenizer:
-    """The SentencePiece tokenizer of ``train_sentencepiece`` on these files, trained once and kept under ``cache_dir``."""
+def cached_sentencepiece(paths: Sequence[str | Path], vocab_size: int, cache_dir: str | Path) -> Tokenizer:
+    """What ``train_sentencepiece`` makes of these files, trained once and kept under ``cache_dir``."""
     target = Path(cache_dir) / f"sentencepiece-{_content_key(paths, str(vocab_size))}"
-    if not target.is_dir():
-        tokenizer = train_sentencepiece(read_documents(paths), vocab_size)
-        try:
-            with staging.directory(target) as temporary:
-                tokenizer.save(temporary)
-        except FileExistsError:  # another process was quicker, and trained the same
-            pass
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    return load_tokenizer(target)
+    if target.exists():
+        with contextlib.suppress(UserError):  # damaged: trained again
+            return load_tokenizer(target)
+    tokenizer = train_sentencepiece(read_documents(paths), vocab_size)
+    with contextlib.suppress(FileExistsError), _writing(target), staging.directory(target, replace=True) as temporary:
+        tokenizer.save(temporary)
+    return tokenizer
 
 
-def _content_key(paths: Sequence[str], salt: str) -> str:
-    hashes = [describe_source(path).sha256 for path in matched_files(paths)]
+def _content_key(paths: Sequence[str | Path], salt: str) -> str:
+    hashes = [_describe(path).sha256 for path in matched_files(paths)]
     return hashlib.sha256("\n".join([str(VERSION), salt, *hashes]).encode()).hexdigest()[:16]

@@ -91,7 +91,10 @@ class SentencePieceTokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        batch = self._processor.encode(list(texts))
+        try:
+            batch = self._processor.encode(list(texts))
+        except TypeError as error:  # how SentencePiece answers a text that has no UTF-8
+            raise UserError("the text holds a lone surrogate, which is no Unicode text") from error
         for index, text in enumerate(texts):
             if not self._byte_fallback and self._unknown in batch[index]:
                 raise UserError(self._unseen(text))
@@ -123,7 +126,7 @@ class SentencePieceTokenizer:
 
 
 class Gpt2Tokenizer:
-    """GPT-2's byte-pair encoding from its published ``encoder.json`` and ``vocab.bpe``: 50257 ids, the last ends a text."""
+    """GPT-2's byte-pair encoding, from its published ``encoder.json`` and ``vocab.bpe``: 50257 ids."""
 
     kind = "gpt2"
 
@@ -190,7 +193,7 @@ def _gpt2_ranks(encoder_json: str, vocab_bpe: str) -> tuple[dict[bytes, int], in
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a ``.model`` file, or in a directory with ``tokenizer.model`` or ``encoder.json`` + ``vocab.bpe``."""
+    """The tokenizer in a ``.model`` file, or in a directory with ``tokenizer.model`` or GPT-2's two files."""
     path = Path(path)
     try:
         if path.is_file():

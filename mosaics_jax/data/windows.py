@@ -15,10 +15,10 @@ Batch = dict[str, np.ndarray]
 def random_windows(
     tokens: np.ndarray, context: int, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> grain.IterDataset:
-    """Endless training batches: windows at uniformly random places of the stream, with replacement (the papers' recipe).
+    """Endless training batches: windows at uniformly random places, with replacement (the papers' recipe).
 
-    Batch i depends on ``seed`` and i alone. ``batch_size`` counts the windows of all processes; each process gets its own
-    run of B = batch_size / process_count rows. The iterator's state is the number of the next batch, on any process.
+    Batch i depends on ``seed`` and i alone. ``batch_size`` counts the windows of all processes; each process gets its
+    own run of B = batch_size / process_count rows. The iterator's state is the number of the next batch.
     ``tokens``: (n,) of an integer type; ``context`` is T. Raises UserError if n < T + 1 or the batch does not divide.
     """
     return _dataset(_RandomWindows(tokens, context, batch_size, seed, process_index, process_count))
@@ -78,7 +78,7 @@ class _RandomWindows(_Windows):
         return 2**62  # endless
 
     def __getitem__(self, index: int) -> Batch:
-        # Counter-based, and raw: numpy promises the bits of Philox for good, but not what its distributions make of them.
+        # Counter-based, and raw: the bits of Philox are fixed, what numpy's distributions make of them is not.
         bits = np.random.Philox(key=np.array([self._seed, index], np.uint64)).random_raw(self._batch_size)
         # The bias of the remainder is below n / 2**64.
         starts = (bits[self._rows] % np.uint64(len(self._tokens) - self._context)).astype(np.int64)

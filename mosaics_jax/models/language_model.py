@@ -149,6 +149,17 @@ class LanguageModel(nn.Module):
         padding mean nothing. The memory's capacity must hold length + T positions. Equals the parallel form at every
         position.
         """
+        hidden_BTC, memory = self._extend(tokens_BT, memory, valid_B)
+        return self._logits(hidden_BTC), memory
+
+    def extend_last(self, tokens_BT: Array, memory: Memory, valid_B: Array | None = None) -> tuple[Array, Memory]:
+        """As `extend`, but with the logits of each row's last real token alone: (B, V). Those of a row without mean nothing."""
+        hidden_BTC, after = self._extend(tokens_BT, memory, valid_B)
+        last_B = jnp.maximum(after.length_B - memory.length_B - 1, 0)
+        hidden_BTC = jnp.take_along_axis(hidden_BTC, last_B[:, None, None], axis=1)
+        return self._logits(hidden_BTC)[:, 0], after
+
+    def _extend(self, tokens_BT: Array, memory: Memory, valid_B: Array | None) -> tuple[Array, Memory]:
         self._refuse_scanned()
         if valid_B is None:
             valid_B = jnp.full(tokens_BT.shape[0], tokens_BT.shape[1], jnp.int32)
@@ -158,7 +169,7 @@ class LanguageModel(nn.Module):
         for block, state in zip(self.blocks, memory.blocks, strict=True):
             x_BTC, state = block(x_BTC, state, span, False)
             states.append(state)
-        return self._logits(self.ln_out(x_BTC)), Memory(tuple(states), memory.length_B + valid_B)
+        return self.ln_out(x_BTC), Memory(tuple(states), memory.length_B + valid_B)
 
     def _refuse_scanned(self) -> None:
         if self.config.scan_layers:

@@ -30,11 +30,11 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[Array, AttentionState | None]:
         """The whole sequence when ``state`` is None; else a chunk that goes on from it, and the state after it."""
         width = x_BTC.shape[-1]
-        kernel = self.param("qkv_kernel", normal(self.std, "embed", "qkv", "heads"), (width, 3, width))
+        kernel = self.param("qkv_kernel", normal(self.std, "embed", None, "heads"), (width, 3, width))
         qkv = jnp.einsum("btc,cne->nbte", x_BTC.astype(self.dtype), kernel.astype(self.dtype))
         if self.bias:
-            bias = self.param("qkv_bias", constant(0.0, "qkv", "heads"), (3, width))
-            qkv += bias.astype(self.dtype)[:, None, None]
+            bias = self.param("qkv_bias", constant(0.0, "heads"), (3 * width,))
+            qkv += bias.astype(self.dtype).reshape(3, 1, 1, width)
         queries, keys, values = (split_heads(part, self.heads) for part in qkv)
         queries *= (width // self.heads) ** -0.5
         if state is None or span is None:

@@ -57,6 +57,9 @@ class Memory(NamedTuple):
 
 def last_valid(before: Array, sequence: Array, valid_B: Array) -> Array:
     """The state after ``valid_B`` steps: row b of ``sequence`` (B, T, ...) at valid_B - 1, or ``before`` (B, ...) at 0."""
+    if sequence.shape[1] == 1:
+        fed = valid_B.reshape(-1, *[1] * (before.ndim - 1)) > 0
+        return jnp.where(fed, sequence[:, 0], before.astype(sequence.dtype))
     states = jnp.concatenate([before[:, None].astype(sequence.dtype), sequence], axis=1)
     index = valid_B.reshape(-1, *[1] * (states.ndim - 1))
     return jnp.take_along_axis(states, index, axis=1)[:, 0]
@@ -65,6 +68,9 @@ def last_valid(before: Array, sequence: Array, valid_B: Array) -> Array:
 def write_slots(store_BHND: Array, chunk_BTHD: Array, length_B: Array) -> Array:
     """Writes a chunk into the slots from ``length_B`` on. The caller sees to it that length + T <= N."""
     chunk_BHTD = jnp.swapaxes(chunk_BTHD, 1, 2).astype(store_BHND.dtype)
+    if len(store_BHND) == 1:
+        # Without the batch axis XLA writes in place on CPU; a vmapped or 4-D update copies the whole store.
+        return lax.dynamic_update_slice(store_BHND[0], chunk_BHTD[0], (0, length_B[0], 0))[None]
 
     def write(store: Array, chunk: Array, start: Array) -> Array:
         return lax.dynamic_update_slice(store, chunk, (0, start, 0))

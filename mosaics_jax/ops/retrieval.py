@@ -7,6 +7,7 @@ if any, belongs to the query. Dropped weights are not renormalised; kept ones ar
 
 import enum
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -65,15 +66,43 @@ def stored_retrieval(
     """Answers query t of a chunk from the stored slots ``first`` .. ``length + t``.
 
     length_B: int32, positions that were already fed before this chunk. Slots past the last written one are never read.
-    Returns (B, T, H, D) in the type of the values; a row without a slot is 0.
+    Returns (B, T, H, D) in the type of the values; a row without a slot is 0. The time of a chunk goes with the slots in
+    use; that of a single position with the capacity, which it reads without a loop.
     """
+    if queries_BTHD.shape[1] == 1:
+        return _stored_one(queries_BTHD, keys_BHND, values_BHND, length_B, first)
+    return _stored_blockwise(queries_BTHD, keys_BHND, values_BHND, length_B, first)
+
+
+def _stored_one(queries_BTHD: Array, keys_BHND: Array, values_BHND: Array, length_B: Array, first: int) -> Array:
+    # Products of a matrix and a vector, without the time axis: with it XLA transposes the keys on CPU.
     dtype = accumulation_dtype(queries_BTHD)
-    scores = jnp.einsum("bthd,bhnd->bhtn", queries_BTHD, keys_BHND, preferred_element_type=dtype)
+    scores_BHN = jnp.einsum("bhd,bhnd->bhn", queries_BTHD[:, 0], keys_BHND, preferred_element_type=dtype)
     slot = jnp.arange(keys_BHND.shape[2])
-    last_BT = length_B[:, None] + jnp.arange(queries_BTHD.shape[1])
-    mask_BTN = (slot >= first) & (slot <= last_BT[..., None])
-    weights = masked_softmax(scores, mask_BTN[:, None]).astype(values_BHND.dtype)
-    return jnp.einsum("bhtn,bhnd->bthd", weights, values_BHND)
+    mask_BN = (slot >= first) & (slot <= length_B[:, None])
+    weights_BHN = masked_softmax(scores_BHN, mask_BN[:, None]).astype(values_BHND.dtype)
+    return jnp.einsum("bhn,bhnd->bhd", weights_BHN, values_BHND)[:, None]
+
+
+def _stored_blockwise(queries_BTHD: Array, keys_BHND: Array, values_BHND: Array, length_B: Array, first: int) -> Array:
+    batch, time, heads, width = queries_BTHD.shape
+    capacity = keys_BHND.shape[2]
+    block = min(BLOCK, capacity)
+    dtype = accumulation_dtype(queries_BTHD)
+    last_BT = length_B[:, None] + jnp.arange(time)
+
+    def add_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # The last block is moved back to end with the store; what it then has in common with its neighbour is masked.
+        start = jnp.minimum(j * block, capacity - block)
+        keys, values = (lax.dynamic_slice_in_dim(store, start, block, axis=2) for store in (keys_BHND, values_BHND))
+        slot = start + jnp.arange(block)
+        mask_BTN = (slot >= jnp.maximum(j * block, first)) & (slot <= last_BT[..., None])
+        scores = jnp.einsum("bthd,bhnd->bhtn", queries_BTHD, keys, preferred_element_type=dtype)
+        return _add_block(carry, jnp.where(mask_BTN[:, None], scores, NEVER), values)
+
+    blocks = jnp.minimum((jnp.max(last_BT) + block) // block, -(-capacity // block))
+    answer, _ = _answer(lax.fori_loop(0, blocks, add_block, _no_block((batch, heads, time, width), dtype)))
+    return jnp.swapaxes(answer, 1, 2).astype(values_BHND.dtype)
 
 
 def slot_retrieval(
@@ -158,6 +187,34 @@ def _block_keep(seed: Array, rows: Array, j: Array, rate: float) -> Array:
     return keep_mask(seed, rows[..., None], j * BLOCK + jnp.arange(BLOCK), rate)
 
 
+def _no_block(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array, Array]:
+    """What `_add_block` starts from, for queries of this shape: largest score, sum of weights, weighted sum of values."""
+    return jnp.full(shape[:-1], NEVER, dtype), jnp.zeros(shape[:-1], dtype), jnp.zeros(shape, dtype)
+
+
+def _add_block(
+    carry: tuple[Array, Array, Array], scores: Array, values: Array, keep: Array | None = None, rate: float = 0.0
+) -> tuple[Array, Array, Array]:
+    """Takes one more block of pairs into an answer: scores (..., T, block), values (..., block, D)."""
+    top, total, answer = carry
+    new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+    shrink = jnp.exp(top - new_top)
+    weights = jnp.exp(scores - new_top[..., None])
+    total = shrink * total + jnp.sum(weights, axis=-1)
+    if keep is not None:
+        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
+    part = jnp.einsum("...tn,...nd->...td", weights.astype(values.dtype), values, preferred_element_type=total.dtype)
+    return new_top, total, shrink[..., None] * answer + part
+
+
+def _answer(carry: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """The answers, and the logarithms of their summed weights."""
+    top, total, answer = carry
+    # A row whose every score is NEVER has the weights of a uniform average: it has no pair and answers 0.
+    alive = top > 0.5 * NEVER
+    return jnp.where(alive[..., None], answer / total[..., None], 0.0), jnp.where(alive, top + jnp.log(total), -NEVER)
+
+
 def _blockwise_forward(
     offset: int, rate: float, queries: Array, keys: Array, values: Array, seed: Array
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -168,25 +225,14 @@ def _blockwise_forward(
 
     def query_block(i: Array) -> tuple[Array, Array]:
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            top, total, answer = carry
             scores = jnp.einsum("bhtd,bhnd->bhtn", q[i], k[j], preferred_element_type=dtype)
             scores = jnp.where(_block_mask(i, j, offset), scores, NEVER)
-            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
-            shrink = jnp.exp(top - new_top)
-            weights = jnp.exp(scores - new_top[..., None])
-            total = shrink * total + jnp.sum(weights, axis=-1)
-            if rate > 0:
-                weights = jnp.where(_block_keep(seed, rows[i], j, rate), weights / (1.0 - rate), 0.0)
-            part = jnp.einsum("bhtn,bhnd->bhtd", weights.astype(v.dtype), v[j], preferred_element_type=dtype)
-            return new_top, total, shrink[..., None] * answer + part
+            keep = _block_keep(seed, rows[i], j, rate) if rate > 0 else None
+            return _add_block(carry, scores, v[j], keep, rate)
 
-        empty = jnp.full((batch, heads, BLOCK), NEVER, dtype)
-        start = (empty, jnp.zeros_like(empty), jnp.zeros((batch, heads, BLOCK, width), dtype))
-        top, total, answer = lax.fori_loop(0, i + 1, key_block, start)
-        # A row whose every score is NEVER has the weights of a uniform average: it has no pair and answers 0.
-        alive = top > 0.5 * NEVER
-        answer = jnp.where(alive[..., None], answer / total[..., None], 0.0)
-        return answer.astype(values.dtype), jnp.where(alive, top + jnp.log(total), -NEVER)
+        carry = lax.fori_loop(0, i + 1, key_block, _no_block((batch, heads, BLOCK, width), dtype))
+        answer, log_total = _answer(carry)
+        return answer.astype(values.dtype), log_total
 
     answer, log_total = lax.map(query_block, jnp.arange(len(q)))
     answer = _join(answer, time)

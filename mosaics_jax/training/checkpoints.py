@@ -1,13 +1,14 @@
 """Checkpoints of a run, and how to get its parameters back.
 
-A work directory holds ``checkpoints/STEP/`` with the items params, optimizer (its state, the step, the random key), data (the
-position in the training data) and meta (format version, step, the run's config). ``files.json`` beside them lists every file's size and
-checksum, so that a damaged or half-copied checkpoint is recognised before it is read.
+A work directory holds ``checkpoints/STEP/`` with the items params, optimizer (its state, the step, the random key),
+data (the position in the training data) and meta (format version, step, the run's config). ``files.json`` beside them
+lists every file's size and checksum, so that a damaged or half-copied checkpoint is recognised before it is read.
 """
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.state import TrainState
+from mosaics_jax.training.workdir import find_run
 
 FORMAT = 1
 ITEMS = ("params", "optimizer", "data", "meta")
@@ -30,23 +33,27 @@ FILE_LIST = "files.json"
 
 
 class CheckpointWriter:
-    """Saves states in the background, and keeps the newest ``keep``."""
+    """Saves states in the background, and keeps the newest ``keep``. Raises UserError where it cannot write."""
 
     def __init__(self, workdir: pathlib.Path, config: dict[str, Any], keep: int):
         self._directory = (workdir / "checkpoints").absolute()
         self._config = config
-        self._step: int | None = None
+        self._step = 0
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=ITEMS)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints in {self._directory}: {error.strerror}") from error
 
     def save(self, state: TrainState, data: Iterator[Any]) -> None:
-        """Starts saving; returns once ``state`` may be overwritten. Waits for an earlier save, and raises its UserError if that failed."""
+        """Starts saving; returns once ``state`` may be overwritten. Raises UserError for an earlier save too."""
         self.wait()
         self._step = int(state.step)
+        self.check_room(state)
         meta = {"format": FORMAT, "step": self._step, "config": self._config}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -59,8 +66,18 @@ class CheckpointWriter:
         except (OSError, ValueError) as error:
             raise self._failure(error) from error
 
+    def check_room(self, state: TrainState) -> None:
+        """Raises UserError if the disk has no room for one more checkpoint of ``state`` (arrays or shapes)."""
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise UserError(
+                f"no room for a checkpoint in {self._directory}: {needed / 1e6:,.1f} MB needed, "
+                f"{free / 1e6:,.1f} MB free; make room, then the same command goes on from the newest checkpoint"
+            )
+
     def wait(self) -> None:
-        """Returns once everything is on the disk. Raises UserError if it could not be written (a full disk)."""
+        """Returns once everything is on the disk."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -71,14 +88,13 @@ class CheckpointWriter:
         self._manager.close()
 
     def _failure(self, error: Exception) -> UserError:
-        reason = _first_line(error)
         return UserError(
-            f"the checkpoint of step {self._step} could not be written in {self._directory} (disk full?): {reason}; "
+            f"the checkpoint of step {self._step} could not be written in {self._directory}: {_gist(error)}; "
             "earlier checkpoints are kept, and the same command goes on from the newest"
         )
 
     def _list_files(self) -> None:
-        """Called by Orbax, in the background, when all items are written and the directory has not its final name yet."""
+        """Called by Orbax in the background, when all items are written but the directory lacks its final name."""
         if jax.process_index() == 0:
             (directory,) = self._directory.glob(f"{self._step}.orbax-checkpoint-tmp*")
             (directory / FILE_LIST).write_text(json.dumps(_measure(directory), indent=1))
@@ -87,10 +103,10 @@ class CheckpointWriter:
 def restore_latest(
     workdir: pathlib.Path, abstract: TrainState, data: Iterator[Any], config: dict[str, Any]
 ) -> TrainState | None:
-    """The newest good state, placed as ``abstract`` says; ``data`` is moved to its position. None if there is no checkpoint.
+    """The newest good state, placed as ``abstract`` says, or None; ``data`` is moved to its position.
 
-    A damaged checkpoint is reported in the log, moved to ``damaged/`` and the one before it is taken. Nothing is
-    written before a config has been compared. Raises UserError if no checkpoint is good, or if ``config`` differs.
+    A damaged checkpoint is reported in the log and moved to ``damaged/``, and the one before it is taken. Nothing is
+    moved before the config has been compared. Raises UserError if no checkpoint is good, or if ``config`` differs.
     """
     damaged = []
     for step in _steps(workdir):
@@ -112,64 +128,56 @@ def restore_latest(
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(directory.absolute(), args=args)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{directory} does not fit this program: {_first_line(error)}") from error
+            raise UserError(f"{directory} does not fit this program: {_gist(error)}") from error
         return TrainState(params=restored["params"], **restored["optimizer"])
     if damaged:
-        raise UserError(f"no checkpoint in {workdir / 'checkpoints'} is whole; to start again, use another work directory")
+        raise UserError(
+            f"no checkpoint in {workdir / 'checkpoints'} is whole; to start again, use another work directory"
+        )
     return None
 
 
 def check_config(stored: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises UserError, with the fields that differ, unless a checkpoint's config and this run's are equal."""
     old, new = _flat(stored), _flat(json.loads(json.dumps(current)))
-    missing = object()
 
     def show(values: dict[str, Any], name: str) -> str:
         return repr(values[name]) if name in values else "no such field"
 
-    different = [name for name in {**old, **new} if old.get(name, missing) != new.get(name, missing)]
+    different = [
+        f"{name.removeprefix('task.').removeprefix('optimizer.')}: "
+        f"checkpoint has {show(old, name)}, this run has {show(new, name)}"
+        for name in {**old, **new}
+        if name not in old or name not in new or old[name] != new[name]
+    ]
     if different:
-        fields = "; ".join(f"{name}: checkpoint has {show(old, name)}, this run has {show(new, name)}" for name in different)
-        raise UserError(f"the work directory holds a run of another config ({fields}); choose another work directory")
+        raise UserError(
+            f"the work directory holds a run of another config ({'; '.join(different)}); choose another work directory"
+        )
 
 
 def load_params(workdir: str | os.PathLike) -> Params:
-    """The newest parameters of a run, as a nested dict of arrays on the default device, for ``model.apply({"params": ...})``.
+    """The newest parameters of a run: a nested dict of arrays on one device, as ``model.apply`` takes them.
 
     ``workdir``: the run's directory, or one that holds a single run or a run named ``mosaic``. Damaged checkpoints are
     passed over and reported in the log. Raises UserError if there is none to load.
     """
-    directory = _newest_good(workdir) / "params"
+    directory = epath.Path(_newest_good(workdir) / "params")
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    reader = ocp.StandardCheckpointHandler()
     try:
-        with ocp.StandardCheckpointer() as reader:
-            shapes = reader.metadata(directory).item_metadata.tree
-            abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-            return reader.restore(directory, abstract)
+        stored = reader.metadata(directory).tree
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored)
+        return reader.restore(directory, args=ocp.args.StandardRestore(abstract))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{directory} cannot be read: {_gist(error)}") from error
+    finally:
+        reader.close()
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The config that the newest parameters of a run (see ``load_params``) were trained with. Raises UserError likewise."""
+    """The config (``loop.run_config``) of the run whose parameters ``load_params`` loads. Raises UserError likewise."""
     return _read_meta(_newest_good(workdir))["config"]
-
-
-def find_run(workdir: str | os.PathLike) -> pathlib.Path:
-    """The run's directory: ``workdir``, its only child that is one, or its child ``mosaic``. Raises UserError if there is none."""
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"{workdir} is not a directory; give the work directory of a run")
-    if (workdir / "checkpoints").is_dir():
-        return workdir
-    runs = sorted(path.parent for path in workdir.glob("*/checkpoints") if path.is_dir())
-    if (workdir / "mosaic") in runs:
-        return workdir / "mosaic"
-    if not runs:
-        raise UserError(f"{workdir} holds no checkpoint; give the work directory of a run")
-    if len(runs) > 1:
-        raise UserError(f"{workdir} holds several runs, give one of them: {', '.join(map(str, runs))}")
-    return runs[0]
 
 
 def _newest_good(workdir: str | os.PathLike) -> pathlib.Path:
@@ -222,8 +230,8 @@ def _damage(directory: pathlib.Path) -> str:
                 return f"{name} is not what was written"
     except FileNotFoundError:
         return f"{FILE_LIST} is missing"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{FILE_LIST}: {_first_line(error)}"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{FILE_LIST}: {_gist(error)}"
     return ""
 
 
@@ -251,7 +259,9 @@ def _set_aside(directories: list[pathlib.Path], destination: pathlib.Path) -> No
 def _read_meta(directory: pathlib.Path) -> dict[str, Any]:
     meta = json.loads((directory / "meta" / "metadata").read_text())
     if meta.get("format") != FORMAT:
-        raise UserError(f"{directory} has format {meta.get('format')}, this program reads {FORMAT}: use the program that wrote it")
+        raise UserError(
+            f"{directory} has format {meta.get('format')}, this program reads {FORMAT}: use the program that wrote it"
+        )
     return meta
 
 
@@ -274,6 +284,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _first_line(error: BaseException) -> str:
-    """The gist of a library's error, which may run over many lines."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _gist(error: BaseException) -> str:
+    """The end of the first line of a library's error, where TensorStore tells the cause."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r" \[(os_error_code|source locations).*", "", line)
+    return line if len(line) < 200 else f"... {line[-200:]}"

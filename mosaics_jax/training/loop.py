@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -16,13 +14,15 @@ from jax.sharding import Mesh
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.settings import setting
-from mosaics_jax.shapes import Array, Params
+from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoints import CheckpointWriter, restore_latest
 from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
-from mosaics_jax.training.metrics import FILE_NAME, MetricsWriter, read_metrics
+from mosaics_jax.training.metrics import FILE_NAME, RECORD_FIELDS, MetricsWriter, read_metrics
 from mosaics_jax.training.optimizer import OptimizerConfig
+from mosaics_jax.training.progress import Progress, say
 from mosaics_jax.training.state import Task, TrainState, all_finite, count_parameters, make_trainer, parameter_table
 from mosaics_jax.training.stopping import Diverged, Interrupted, StopSignals
+from mosaics_jax.training.workdir import check_workdir, held
 
 LOSS_WINDOW = 100  # steps at the end of a run whose mean is its training loss
 
@@ -38,7 +38,9 @@ class LoopConfig:
     log_every: int = setting(50, "steps between progress lines and TensorBoard points")
     keep_checkpoints: int = setting(2, "checkpoints to keep, the newest")
     seed: int = setting(0, "seed of initialisation and dropout")
-    mesh: str = setting("data:-1", "devices by axis: data, fsdp, tensor, sequence; -1 is the rest; e.g. fsdp:4,tensor:-1")
+    mesh: str = setting(
+        "data:-1", "devices by axis: data, fsdp, tensor, sequence; -1 is the rest; e.g. fsdp:4,tensor:-1"
+    )
     profile_start: int = setting(10, "first step to profile")
     profile_steps: int = setting(0, "steps to profile, into WORKDIR/profile (0: none)")
 
@@ -46,7 +48,9 @@ class LoopConfig:
         least = {"steps": 1, "log_every": 1, "keep_checkpoints": 1, "profile_start": 1}
         for field in dataclasses.fields(self):
             if field.name != "mesh" and getattr(self, field.name) < least.get(field.name, 0):
-                raise ValueError(f"{field.name}={getattr(self, field.name)} must be at least {least.get(field.name, 0)}")
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)} must be at least {least.get(field.name, 0)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,66 +75,82 @@ def train(
 ) -> TrainResult:
     """Trains ``task`` to its last step, from the newest checkpoint in ``workdir`` if there is one.
 
-    Writes ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/`` in ``workdir``. However often it is killed and called
-    again, it ends with the same parameters, bit for bit. Raises UserError (checkpoints of another config, a directory
-    that cannot be written), Diverged (a metric is not finite) and Interrupted (SIGTERM or SIGINT; the state is saved).
+    Writes ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/`` in ``workdir``. However often it is killed and
+    called again, it ends with the same parameters, bit for bit. Raises UserError (a checkpoint of another config, a
+    directory that cannot be written), Diverged (a metric is not finite), Interrupted (SIGTERM or SIGINT; all is saved).
     """
     workdir = check_workdir(workdir)
     mesh = make_mesh(loop_config.mesh)
     config = run_config(loop_config, optimizer_config, task)
     steps = loop_config.steps
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES), contextlib.ExitStack() as stack:
+    with held(workdir), jax.set_mesh(mesh), nn.logical_axis_rules(RULES), contextlib.ExitStack() as stack:
         # Build.
         trainer = make_trainer(task, optimizer_config, steps, loop_config.seed, mesh)
         data = iter(task.train_data)
 
-        # Restore, in this order: 1. find the newest checkpoint whose files are whole; 2. compare its config with this run's
-        # (nothing has been written so far); 3. the state, and the data's position; 4. forget the metrics of later steps.
+        # Restore, in this order: 1. find the newest checkpoint whose files are whole; 2. compare its config with this
+        # run's (so far nothing is written); 3. the state, and the data's position; 4. forget metrics of later steps.
         state = restore_latest(workdir, trainer.abstract, data, config)
         start = 0 if state is None else int(state.step)
         announce(task, trainer.abstract.params, mesh, start, loop_config, optimizer_config)
         if state is not None and start == steps:
             return result_of(workdir, task, state)
         state = trainer.init() if state is None else state
-        metrics = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
-        checkpoints = stack.enter_context(contextlib.closing(CheckpointWriter(workdir, config, loop_config.keep_checkpoints)))
         signals = stack.enter_context(StopSignals())
+        checkpoints = CheckpointWriter(workdir, config, loop_config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        checkpoints.check_room(trainer.abstract)
+        metrics = MetricsWriter(workdir, start)
+        stack.callback(metrics.close)
         progress = Progress(metrics, start, steps, task.tokens_per_step, loop_config.log_every)
+        profile = stack.enter_context(contextlib.ExitStack())
 
-        def save(state: TrainState) -> None:
+        def due(step: int, every: int) -> bool:
+            return step == steps or (every > 0 and step % every == 0)
+
+        def save(step: int, state: TrainState) -> None:
             if not all_finite(state):
-                raise Diverged(f"a parameter is not finite after step {int(state.step)}: the run stops, earlier checkpoints are kept")
+                raise Diverged(
+                    f"a parameter is not finite after step {step}: the run stops, earlier checkpoints are kept"
+                )
             metrics.flush()
             checkpoints.save(state, data)
 
         # Step.
         for step in range(start + 1, steps + 1):
             if loop_config.profile_steps and step == loop_config.profile_start:
-                profile = stack.enter_context(jax.profiler.trace(workdir / "profile"))
-            batch = put_batch(next(data), mesh, optimizer_config.accumulate)
+                profile.enter_context(jax.profiler.trace(workdir / "profile"))
+            batch = put_batch(next_batch(data, step), mesh, optimizer_config.accumulate)
             state, step_metrics = trainer.step(state, batch)
-            progress.push(step, step_metrics)  # waits for the step before, while this one runs
+            progress.push(step, step_metrics)  # which waits for the step before, while this one runs
+            if loop_config.profile_steps and step == loop_config.profile_start + loop_config.profile_steps - 1:
+                progress.drain()
+                profile.close()
 
-            def due(every: int, step: int = step) -> bool:
-                return step == steps or (every > 0 and step % every == 0)
-
-            if task.evaluate and due(loop_config.eval_every):
-                values = progress.timed("evaluation", step, task.evaluate, state.params)
-                progress.evaluated(step, values)
-            if task.sample and due(loop_config.sample_every):
-                text = progress.timed("sample", step, task.sample, state.params)
-                progress.sampled(step, text)
+            if task.evaluate and due(step, loop_config.eval_every):
+                progress.evaluated(step, progress.timed(step, "evaluation", task.evaluate, state.params))
+            if task.sample and due(step, loop_config.sample_every):
+                progress.sampled(step, progress.timed(step, "sample", task.sample, state.params))
             stop = signals.stop_after(step)
-            if stop or due(loop_config.checkpoint_every):
-                progress.timed("checkpoint", step, save, state)
+            if stop or due(step, loop_config.checkpoint_every):
+                progress.timed(step, "checkpoint", save, step, state)
             if stop and step < steps:
                 checkpoints.wait()
-                raise Interrupted(f"{stop}: stopped after step {step}, which is saved; the same command goes on from there")
+                raise Interrupted(
+                    f"{stop}: stopped after step {step}, which is saved; the same command goes on from there"
+                )
     return result_of(workdir, task, state)
 
 
+def next_batch(data: Iterator[Any], step: int) -> Any:
+    try:
+        return next(data)
+    except StopIteration:
+        raise UserError(f"the training data ended before step {step}: repeat it, or ask for fewer steps") from None
+
+
 def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task: Task) -> dict[str, Any]:
-    """All that must agree between a checkpoint and the run that goes on from it; the mesh and the intervals need not."""
+    """All that must agree between a checkpoint and the run that goes on from it: not the mesh, nor the intervals."""
     return {
         "experiment": task.name,
         "steps": loop_config.steps,
@@ -140,45 +160,37 @@ def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task:
     }
 
 
-def check_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-    """The work directory, as a path; raises UserError if it is not a place to write in. Creates nothing."""
-    if "://" in str(workdir):
-        raise UserError(f"workdir={workdir}: give a path of a mounted file system, not a URL")
-    path = pathlib.Path(workdir).absolute()
-    existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
-    if not existing.is_dir():
-        raise UserError(f"workdir={workdir}: {existing} is not a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"workdir={workdir}: no permission to write in {existing}")
-    return path
-
-
-def announce(task: Task, params: Params, mesh: Mesh, start: int, steps: int, optimizer_config: OptimizerConfig) -> None:
-    """Says what is about to run: the parameters, the mesh, where it starts."""
-    axes = ", ".join(f"{name}:{size}" for name, size in mesh.shape.items() if size > 1)
+def announce(
+    task: Task, params: Params, mesh: Mesh, start: int, loop_config: LoopConfig, optimizer_config: OptimizerConfig
+) -> None:
+    """Says what is about to run: the parameters, the devices, where it starts."""
+    axes = ",".join(f"{name}:{size}" for name, size in mesh.shape.items() if size > 1)
     say(f"{task.name}\n{parameter_table(params)}")
-    say(f"{mesh.size} {jax.devices()[0].device_kind} device{'s' * (mesh.size > 1)}" + (f", mesh {axes}" if axes else ""))
+    say(f"devices: {mesh.size} x {jax.devices()[0].device_kind}" + (f", mesh {axes}" if axes else ""))
     if start:
-        say(f"restored step {start} of {steps}")
-    if optimizer_config.warmup_steps >= steps:
-        logging.warning("warmup_steps=%d is not below steps=%d: all is warm-up", optimizer_config.warmup_steps, steps)
+        say(f"restored step {start} of {loop_config.steps}")
+    if optimizer_config.warmup_steps >= loop_config.steps:
+        logging.warning("warmup_steps=%d is not below steps=%d", optimizer_config.warmup_steps, loop_config.steps)
 
 
 def result_of(workdir: pathlib.Path, task: Task, state: TrainState) -> TrainResult:
-    """The result of a finished run, from its metrics file: the same in the process that made the last step and in a later one."""
+    """The result of a finished run, from its metrics: the same in the process that finished it and in a later one."""
     step = int(state.step)
-    records = read_metrics(workdir)
-    losses = [record["loss"] for record in records if record["kind"] == "train"][-LOSS_WINDOW:]
-    if not losses:
-        raise UserError(f"the run in {workdir} is complete, but its metrics.jsonl, with the losses, is gone")
-    seconds = sum(record["seconds"] for record in records if record["kind"] == "train")
-    evaluations = [record["values"] for record in records if record["kind"] == "eval" and record["step"] == step]
+    records = [record for record in read_metrics(workdir) if record["step"] <= step]
+    training = [record for record in records if record["kind"] == "train"]
+    if not training:
+        raise UserError(f"the run in {workdir} is complete, but {FILE_NAME}, which holds its losses, is gone")
+    losses = [record["loss"] for record in training[-LOSS_WINDOW:]]
+    seconds = sum(record["seconds"] for record in training)
+    evaluations = [record for record in records if record["kind"] == "eval" and record["step"] == step]
     return TrainResult(
         params=state.params,
         step=step,
         train_loss=sum(losses) / len(losses),
-        eval_metrics=evaluations[-1] if evaluations else {},
-        tokens_per_s=task.tokens_per_step * step / max(seconds, 1e-9),
+        eval_metrics={name: value for name, value in evaluations[-1].items() if name not in RECORD_FIELDS}
+        if evaluations
+        else {},
+        tokens_per_s=task.tokens_per_step * len(training) / max(seconds, 1e-9),
         seconds=seconds,
         params_count=count_parameters(state.params),
     )

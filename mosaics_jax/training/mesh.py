@@ -13,8 +13,8 @@ from mosaics_jax.shapes import Params
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 
-# Logical axis -> mesh axes. ``data`` splits the batch, ``fsdp`` also the parameters, ``tensor`` heads and hidden widths,
-# ``sequence`` the time axis of activations. The order is the precedence: a mesh axis is used once in a tensor.
+# Logical axis -> mesh axes. ``data`` splits the batch, ``fsdp`` also the parameters, ``tensor`` heads and hidden
+# widths, ``sequence`` the time axis of activations. The order is the precedence: a mesh axis is used once in a tensor.
 RULES: tuple[tuple[str, Any], ...] = (
     ("batch", BATCH_AXES),
     ("time", "sequence"),
@@ -71,7 +71,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh that ``text`` describes (see ``parse_mesh``) over all devices of all processes; it has every axis of MESH_AXES."""
+    """The mesh that ``text`` describes (see ``parse_mesh``) over all devices, with all of MESH_AXES."""
     sizes = parse_mesh(text, jax.device_count())
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     if batch_shards(mesh) % jax.process_count():
@@ -112,7 +112,8 @@ def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
 def shardings_of(boxed: Params, mesh: Mesh) -> Any:
     """The sharding of each leaf, by its logical axis names under RULES; leaves without names are replicated.
 
-    ``boxed``: a tree of (shapes of) arrays as ``init`` gives it. Raises UserError if a mesh axis does not divide a dimension.
+    ``boxed``: a tree of (shapes of) arrays as ``init`` gives it. Raises UserError if a mesh axis does not divide one of
+    their dimensions.
     """
     known = {name for name, _ in RULES}
     for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)):
@@ -123,8 +124,8 @@ def shardings_of(boxed: Params, mesh: Mesh) -> Any:
             raise ValueError(f"{where}: axis names {leaf.names} do not fit shape {leaf.value.shape}")
         if unknown := [name for name in leaf.names if name is not None and name not in known]:
             raise ValueError(f"{where}: axis {unknown[0]!r} is not in mosaics_jax.training.mesh.RULES")
-        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
-        for size, name, axis in zip(leaf.value.shape, leaf.names, spec, strict=True):
+        axes = nn.logical_to_mesh_axes(leaf.names, RULES) or ()
+        for size, name, axis in zip(leaf.value.shape, leaf.names, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(f"mesh {axis}:{mesh.shape[axis]} does not divide the {name} axis of {where}, {size}")
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)

@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl``, complete and without doubles however often the run was restarted, and TensorBoard."""
+"""Metrics of a run: ``metrics.jsonl``, without gap or double however often the run was restarted, and TensorBoard."""
 
 import json
 import os
@@ -7,18 +7,21 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import tensorboardX
 
 from mosaics_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
+RECORD_FIELDS = ("step", "kind", "time")  # of every record; its other fields are values
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; none if there is no file.
 
-    A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and its values. Kinds: ``train``, one every
-    step (loss, grad_norm, learning_rate, seconds the step took); ``eval``; ``sample`` (text). A half-written last line is left out.
+    A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and values. Kinds: ``train``, one
+    for every step (loss, grad_norm, learning_rate, seconds it took); ``eval``; ``sample`` (text); ``time`` (seconds
+    that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
     """
     path = pathlib.Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -44,21 +47,26 @@ class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and ``tensorboard/`` in a work directory.
 
     Records after ``resume_step`` are removed first: the steps they tell of are about to be made again.
-    A writer that is not ``enabled`` (all processes but the first) writes nothing. Raises UserError where it cannot write.
+    Only the first process writes. Raises UserError where it cannot.
     """
 
-    def __init__(self, workdir: pathlib.Path, resume_step: int = 0, enabled: bool = True):
+    def __init__(self, workdir: pathlib.Path, resume_step: int = 0):
         self._path = workdir / FILE_NAME
         self._file = None
-        if not enabled:
+        if jax.process_index() > 0:
             return
         records = read_metrics(self._path)
         try:
+            workdir.mkdir(parents=True, exist_ok=True)
             replace_records(self._path, (record for record in records if record["step"] <= resume_step))
             # One write a line, so that a killed run leaves at most its last line unfinished.
             self._file = self._path.open("a", buffering=1, encoding="utf-8")
-            purge = resume_step + 1 if records else None
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge, flush_secs=30)
+            self._board = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=resume_step + 1 if records else None,
+                filename_suffix=f".{resume_step}",  # the rest of the name is the time, in whole seconds
+                flush_secs=30,
+            )
         except OSError as error:
             raise UserError(f"cannot write metrics in {workdir}: {error.strerror}") from error
 

@@ -43,9 +43,10 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of update number ``count`` (0, 1, ...): 0 at the first, highest at ``warmup_steps``, least at ``steps``."""
+    """Learning rate of update 0, 1, ...: 0 at the first, highest at ``warmup_steps``, least at ``steps``."""
 
     def learning_rate(count: Any) -> Array:
+        count = jnp.asarray(count, jnp.result_type(float))  # float64 in float64 runs, whatever the counter's type
         warmup = config.learning_rate * count / max(config.warmup_steps, 1)
         progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))

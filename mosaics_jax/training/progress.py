@@ -1,15 +1,16 @@
 """What a run says and records while it goes: every step's metrics, the progress line, the time of everything else."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 
 from mosaics_jax.training.metrics import MetricsWriter
 from mosaics_jax.training.stopping import Diverged
+
+Result = TypeVar("Result")
 
 
 def say(text: str) -> None:
@@ -27,15 +28,15 @@ class Progress:
         self._tokens_per_step = tokens_per_step
         self._log_every = log_every
         self._pending: tuple[int, Any] | None = None
-        self._began = time.perf_counter()
+        self._made = self._began = time.perf_counter()
         self._mark: float | None = None  # when the last step ended; None before the first
         self._seconds: list[float] = []  # of the steps since the last progress line
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of a dispatched step, and records those of the step before it. Raises Diverged, as ``drain``."""
+        """Takes the metrics of a dispatched step, and records those of the step before it. Raises as ``drain``."""
         if self._mark is None:
-            self._mark = time.perf_counter()
-            say(f"compiled in {self._mark - self._began:.1f} s")
+            self._mark = self._began = time.perf_counter()
+            say(f"compiled in {self._began - self._made:.1f} s")
         self.drain()
         self._pending = step, metrics
 
@@ -44,7 +45,9 @@ class Progress:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        on_host = jax.device_get(metrics)
+        names = dict.fromkeys(("loss", "grad_norm", "learning_rate", *on_host))
+        values = {name: float(on_host[name]) for name in names}
         check_finite(step, values)
         seconds = self._lap()
         line = step % self._log_every == 0 or step == self._steps
@@ -54,14 +57,29 @@ class Progress:
             say(self._line(step, values))
             self._seconds.clear()
 
-    @contextlib.contextmanager
-    def timed(self, what: str, step: int) -> Iterator[None]:
-        """For work between steps: waits for the steps, then says how long ``what`` took, which counts for no step."""
+    def timed(self, step: int, what: str, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls ``work`` once the steps are done; says and records how long it took, which counts for no step."""
         self.drain()
-        began = time.perf_counter()
-        yield
-        self._lap()
-        say(f"step {step}: {what} took {time.perf_counter() - began:.2f} s")
+        result = work(*arguments)
+        seconds = self._lap()
+        self._writer.write(step, "time", {what: seconds})
+        say(f"step {step}/{self._steps}  {what} took {seconds:.2f} s")
+        return result
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Records an evaluation. Raises Diverged if a value is not finite."""
+        values = {name: float(value) for name, value in values.items()}
+        check_finite(step, values)
+        self._writer.write(step, "eval", values)
+        say(
+            f"step {step}/{self._steps}  evaluation "
+            + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        )
+
+    def sampled(self, step: int, text: str) -> None:
+        """Records and shows a sample."""
+        self._writer.write(step, "sample", {"text": text})
+        say(text)
 
     def _lap(self) -> float:
         now = time.perf_counter()

@@ -52,7 +52,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """A task on a mesh: ``abstract`` (shapes, types and shardings of the state), ``init()`` and ``step(state, batch)``."""
+    """A task on a mesh: ``abstract`` (shapes, types, shardings of the state), ``init()``, ``step(state, batch)``."""
 
     abstract: TrainState
     init: Callable[[], TrainState]
@@ -73,7 +73,7 @@ def make_trainer(task: Task, config: OptimizerConfig, steps: int, seed: int, mes
     shardings = shardings_of(boxed, mesh)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.meta.unbox(boxed),
+        nn.meta.map_axis_meta(lambda box: box.unbox(apply_constraint=False), boxed),  # type: ignore[call-arg]
         shardings,
     )
     init = jax.jit(lambda: nn.meta.unbox(boxed_state()), out_shardings=shardings)
@@ -92,11 +92,14 @@ def make_step(
     learning_rate: optax.Schedule,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
-    """The update ``step(state, batch) -> (state, metrics)``; metrics: loss, grad_norm (before clipping), learning_rate, the task's."""
+    """The update ``step(state, batch) -> (state, metrics)``.
+
+    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own.
+    """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def accumulated(params: Params, batch: Any, key: Array) -> tuple[tuple[Array, dict[str, Array]], Params]:
-        """Means over micro-batches of the loss, its metrics and its gradient; one micro-batch is in memory at a time."""
+        """Means of loss, metrics and gradient over micro-batches, of which one is in memory at a time."""
 
         # Micro-batch i takes rows i, i + accumulate, ...: each device splits the rows it holds, nothing moves.
         def split(leaf: Array) -> Array:
@@ -118,11 +121,10 @@ def make_step(
         mean_gradient = gradient if accumulate == 1 else accumulated
         (value, metrics), grads = mean_gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
+        metrics |= {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-            **metrics,
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key), metrics
@@ -142,11 +144,12 @@ def count_parameters(params: Params) -> int:
 
 
 def parameter_table(params: Params) -> str:
-    """One line a parameter: name, shape, type, count, mesh axes that split it; then the total. Takes arrays or sharded shapes."""
+    """A line for each parameter (array or sharded shape): name, shape, type, count, how it is split; then the total."""
     rows = [("parameter", "shape", "type", "count", "split over")]
     for path, leaf in jax.tree.leaves_with_path(params):
         shape = " x ".join(map(str, leaf.shape)) or "scalar"
-        axes = ", ".join("-" if axis is None else str(axis) for axis in leaf.sharding.spec)
+        size = leaf.sharding.mesh.shape
+        axes = ", ".join(axis if axis and size[axis] > 1 else "-" for axis in leaf.sharding.spec)
         rows.append((path_name(path), shape, str(leaf.dtype), f"{leaf.size:,}", axes))
     rows.append(("total", "", "", f"{count_parameters(params):,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

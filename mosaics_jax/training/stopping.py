@@ -22,9 +22,10 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Within ``with StopSignals() as stop``, SIGTERM and SIGINT are noted instead of ending the process; a second one ends it.
+    """Within ``with StopSignals() as signals``, SIGTERM and SIGINT are noted; a second one ends the process at once.
 
-    Only the main thread can take signals: in another, nothing is noted. With several processes, SIGTERM to any of them stops all.
+    Only the main thread can take signals: in another, nothing is noted. With several processes, SIGTERM to any of them
+    stops all, and SIGINT is left alone.
     """
 
     received: str | None = None
@@ -46,7 +47,7 @@ class StopSignals:
         self.__exit__()
 
     def stop_after(self, step: int) -> str | None:
-        """The signal that asks the run to end after ``step``, if any; all processes get the same answer for the same step."""
+        """The signal that asks the run to end after ``step``, if any: the same answer in all processes."""
         if jax.process_count() > 1:
             return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
         return self.received

@@ -1,0 +1,103 @@
+"""A language model as a training task: what the experiments on text share."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mosaics_jax.data import staging
+from mosaics_jax.data.corpus import Corpus
+from mosaics_jax.data.windows import Batch, evaluation_windows, random_windows
+from mosaics_jax.errors import UserError
+from mosaics_jax.evaluation.loss import loss_evaluator
+from mosaics_jax.models import LANGUAGE_MODELS
+from mosaics_jax.settings import setting
+from mosaics_jax.shapes import Array, Params
+from mosaics_jax.training.state import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How the text is fed."""
+
+    context_length: int = setting(512, "T: positions of a training window (and those that the baseline learns)")
+    batch_size: int = setting(512, "windows in a batch, over all devices")
+    eval_tokens: int = setting(0, "tokens of the evaluation text that an evaluation predicts (0: all)")
+
+    def __post_init__(self) -> None:
+        for name, least in (("context_length", 1), ("batch_size", 1), ("eval_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+def language_task(
+    experiment: str,
+    model_name: str,
+    model_config: Any,
+    corpus: Corpus,
+    text: TextConfig,
+    seed: int,
+    sample: Callable[[Params], str] | None = None,
+) -> Task:
+    """Next-token prediction over random windows of the corpus; evaluation predicts every token of its text once."""
+    model = LANGUAGE_MODELS[model_name][1](model_config)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    train_data = random_windows(corpus.train.tokens, text.context_length, text.batch_size, seed, **processes)
+    eval_data = evaluation_windows(
+        corpus.evaluation.tokens,
+        min(text.context_length, len(corpus.evaluation.tokens) - 1),
+        text.batch_size,
+        max_tokens=text.eval_tokens or None,
+        **processes,
+    )
+
+    def init(key: Array) -> Params:
+        return model.init(key, jnp.zeros((1, text.context_length), jnp.int32))["params"]
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        mean, _ = model.apply(
+            {"params": params}, batch["inputs"], batch["targets"], True, rngs={"dropout": key}, method="loss"
+        )
+        return mean, {}
+
+    config = {
+        "model": model_name,
+        "model_config": dataclasses.asdict(model_config),
+        "text": dataclasses.asdict(text),
+        "corpus": {
+            "name": corpus.name,
+            "train_tokens": corpus.train.meta.tokens_sha256,
+            "eval_tokens": corpus.evaluation.meta.tokens_sha256,
+            "tokenizer": corpus.tokenizer.fingerprint(),
+        },
+    }
+    return Task(
+        name=f"{experiment}/{model_name}",
+        init=init,
+        loss=loss,
+        train_data=train_data,
+        config=config,
+        tokens_per_step=text.batch_size * text.context_length,
+        evaluate=loss_evaluator(model, eval_data),
+        sample=sample,
+    )
+
+
+def save_tokenizer(corpus: Corpus, run: Path) -> None:
+    """Puts the tokenizer beside the checkpoints of a run, for whoever generates text with it."""
+    if (run / "tokenizer").exists():
+        return
+    try:
+        with staging.directory(run / "tokenizer") as directory:
+            corpus.tokenizer.save(directory)
+    except OSError as error:
+        raise UserError(f"cannot write in {run}: {error.strerror}") from error
+
+
+def story_sampler(
+    model_name: str, model_config: Any, corpus: Corpus, count: int, seed: int
+) -> Callable[[Params], str] | None:
+    return None

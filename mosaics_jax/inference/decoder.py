@@ -1,0 +1,173 @@
+"""Generation by sampling: one compiled step, run in bursts, for several prompts at once.
+
+A burst is a loop of steps inside one compiled call; between bursts the tokens are handed out and the memories grow if
+they must. What is generated does not depend on where bursts end, nor on which prompts are generated together.
+"""
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mosaics_jax.inference.memories import (
+    capacity_of,
+    check_prompts,
+    decodable,
+    extend,
+    fold_batch,
+    grow,
+    longest_continuation,
+    remember,
+    unfold_batch,
+)
+from mosaics_jax.inference.sampling import Sampling, draw, prompt_keys
+from mosaics_jax.models import LanguageModel
+from mosaics_jax.nn.memory import Memory
+from mosaics_jax.shapes import Array, Params
+
+BURST = 32  # most steps of a burst
+BURST_SECONDS = 0.05  # and about the time it may take, so that text flows
+
+
+class State(NamedTuple):
+    """Between two steps: the memory, the logits of each row's next token, and which rows go on.
+
+    count_B: tokens generated so far. alive_B: whether the row still generates.
+    """
+
+    memory: Memory
+    logits_BV: Array
+    count_B: Array
+    alive_B: Array
+
+
+class Burst(NamedTuple):
+    """What one compiled call gave: the new tokens of each prompt, and the seconds it took.
+
+    compiled: whether its time includes compilation, as that of the first call at each capacity of the memories.
+    """
+
+    tokens: list[list[int]]
+    seconds: float
+    compiled: bool
+
+
+def generate(
+    model: LanguageModel,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 200,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    seed: int = 0,
+    end: int | None = None,
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """Continues every prompt: the new tokens of each, at most ``max_tokens`` (see `stream`)."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    for burst in stream(
+        model, params, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed, end=end, vocab_size=vocab_size
+    ):
+        for row, tokens in zip(rows, burst.tokens, strict=True):
+            row += tokens
+    return rows
+
+
+def stream(
+    model: LanguageModel,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int = 200,
+    sampling: Sampling = Sampling(),  # noqa: B008
+    seed: int = 0,
+    end: int | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[Burst]:
+    """Continues every prompt, in bursts of some tokens each.
+
+    ``model`` and ``params`` as in training, scanned and sharded or not. ``end``: the token that ends a row; it is not
+    handed out itself. ``vocab_size``: the tokenizer's, if the model has more rows; the others are never drawn. A mosaic
+    goes on past its training context; GPT-2 stops at the last position that it has learned (`longest_continuation`).
+    Raises UserError on prompts that cannot be continued. A call with the shapes of an earlier one compiles nothing.
+    """
+    vocab_size = vocab_size or model.config.vocab_size
+    check_prompts(model, prompts, vocab_size)
+    limit_B = np.array([longest_continuation(model, len(prompt), max_tokens) for prompt in prompts], np.int32)
+    if not limit_B.any():
+        return iter(())
+    model, params = decodable(model, params)
+    return _bursts(model, params, prompts, limit_B, sampling, seed, -1 if end is None else end, vocab_size)
+
+
+def _bursts(
+    model: LanguageModel,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    limit_B: np.ndarray,
+    sampling: Sampling,
+    seed: int,
+    end: int,
+    vocab_size: int,
+) -> Iterator[Burst]:
+    memory, logits_BV = remember(model, params, prompts)
+    key_B = prompt_keys(seed, prompts)
+    state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
+    fed, left = max(map(len, prompts)), int(limit_B.max())
+    capacity = 0  # of the newest compiled step
+    step_seconds = BURST_SECONDS
+    while left and np.asarray(state.alive_B).any():
+        if fed == capacity_of(state.memory):
+            state = state._replace(memory=grow(state.memory, 2 * fed))
+        compiled = capacity != capacity_of(state.memory)
+        capacity = capacity_of(state.memory)
+        steps = 1 if compiled else min(BURST, capacity - fed, left, max(1, int(BURST_SECONDS / step_seconds)))
+        began = time.perf_counter()
+        tokens_BT, state = _burst(model, sampling, vocab_size, params, state, key_B, limit_B, end, steps)
+        tokens = [[int(token) for token in row if token >= 0] for row in np.asarray(tokens_BT)]
+        seconds = time.perf_counter() - began
+        if not compiled:
+            step_seconds = seconds / steps
+        fed, left = fed + steps, left - steps
+        yield Burst(tokens, seconds, compiled)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def _burst(
+    model: LanguageModel,
+    sampling: Sampling,
+    vocab_size: int,
+    params: Params,
+    state: State,
+    key_B: Array,
+    limit_B: Array,
+    end: Array,
+    steps: Array,
+) -> tuple[Array, State]:
+    """Up to ``steps`` <= BURST tokens of every row: (B, BURST) with -1 where a row has none, and the state after them."""
+
+    def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+        i, tokens_BT, state = carry
+        key_now_B = jax.vmap(jax.random.fold_in)(key_B, state.count_B)
+        token_B = draw(key_now_B, state.logits_BV[:, :vocab_size], sampling)
+        alive_B = state.alive_B & (token_B != end)
+        tokens_BT = lax.dynamic_update_slice(tokens_BT, jnp.where(alive_B, token_B, -1)[:, None], (0, i))
+        count_B = state.count_B + alive_B
+        logits_BV, memory = extend(
+            model, params, token_B[:, None], unfold_batch(state.memory), alive_B.astype(jnp.int32)
+        )
+        return i + 1, tokens_BT, State(fold_batch(memory), logits_BV, count_B, alive_B & (count_B < limit_B))
+
+    def goes_on(carry: tuple[Array, Array, State]) -> Array:
+        i, _, state = carry
+        return (i < steps) & jnp.any(state.alive_B)
+
+    tokens_BT = jnp.full((len(key_B), BURST), -1, jnp.int32)
+    carry = (jnp.zeros((), jnp.int32), tokens_BT, state._replace(memory=fold_batch(state.memory)))
+    _, tokens_BT, state = lax.while_loop(goes_on, step, carry)
+    return tokens_BT, state._replace(memory=unfold_batch(state.memory))

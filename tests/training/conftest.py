@@ -1,0 +1,27 @@
+"""The tiny task, and one uninterrupted run of it that the other tests compare with."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from mosaics_jax.training import train
+
+
+def _load_tiny():
+    spec = importlib.util.spec_from_file_location("tiny", pathlib.Path(__file__).with_name("tiny.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return _load_tiny()
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """(work directory, TrainResult) of a run that nothing interrupted; not to be changed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(workdir, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())

@@ -1,0 +1,181 @@
+"""Reading checkpoints back: whole, damaged, half-copied, of another format, or not there."""
+
+import json
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.training import load_config, load_params, train
+from mosaics_jax.training.checkpoints import check_config
+from mosaics_jax.training.metrics import read_metrics
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to be damaged: checkpoints 30, 35 and 40."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def largest(directory):
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(checkpoint):
+    path = largest(checkpoint / "params")
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip_a_bit(checkpoint):
+    path = largest(checkpoint / "params")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated file": (truncate, "bytes"),
+    "flipped bit": (flip_a_bit, "is not what was written"),
+    "missing file": (lambda checkpoint: largest(checkpoint / "optimizer").unlink(), "is missing"),
+    "missing item": (lambda checkpoint: shutil.rmtree(checkpoint / "data"), "is missing"),
+    "half-copied": (lambda checkpoint: (checkpoint / "files.json").unlink(), "files.json is missing"),
+    "empty": (lambda checkpoint: [shutil.rmtree(checkpoint), checkpoint.mkdir()], "files.json is missing"),
+    "not json": (lambda checkpoint: (checkpoint / "files.json").write_text("{"), "files.json: "),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_the_newest_whole_checkpoint_is_taken_and_the_damage_named(kind, copied, caplog):
+    damage, reason = DAMAGE[kind]
+    damage(copied / "checkpoints" / "40")
+    with caplog.at_level(logging.WARNING):
+        params = load_params(copied)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "/checkpoints/40 is damaged" in message
+    assert reason in message
+    shutil.rmtree(copied / "checkpoints" / "40")
+    jax.tree.map(np.testing.assert_array_equal, params, load_params(copied))
+
+
+def test_training_goes_on_before_the_damage_and_ends_the_same(finished, tiny, copied, caplog):
+    truncate(copied / "checkpoints" / "40")
+    flip_a_bit(copied / "checkpoints" / "35")
+    result = train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    jax.tree.map(np.testing.assert_array_equal, result.params, finished[1].params)
+    assert result.train_loss == finished[1].train_loss
+    steps = [record["step"] for record in read_metrics(copied) if record["kind"] == "train"]
+    assert steps == list(range(1, 41))
+    assert [path.name for path in sorted((copied / "damaged").iterdir())] == ["35", "40"]
+    assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == ["30", "35", "40"]
+    assert len([record for record in caplog.records if "is damaged" in record.getMessage()]) == 2
+
+
+def test_no_whole_checkpoint_left(tiny, copied):
+    for step in ("30", "35", "40"):
+        truncate(copied / "checkpoints" / step)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        load_params(copied)
+    assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == ["30", "35", "40"]
+
+
+def rewrite_meta(checkpoint, **changes):
+    """Changes meta, and the list of files with it."""
+    from mosaics_jax.training.checkpoints import _measure
+
+    path = checkpoint / "meta" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (checkpoint / "files.json").write_text(json.dumps(_measure(checkpoint)))
+
+
+def test_another_format_is_refused(tiny, copied):
+    rewrite_meta(copied / "checkpoints" / "40", format=2)
+    with pytest.raises(UserError, match="has format 2, this program reads 1"):
+        train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    with pytest.raises(UserError, match="has format 2, this program reads 1"):
+        load_config(copied)
+
+
+def test_another_number_of_processes_is_refused(tiny, copied):
+    data = copied / "checkpoints" / "40" / "data"
+    (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+    shutil.copy(data / "process_0-of-2.json", data / "process_1-of-2.json")
+    rewrite_meta(copied / "checkpoints" / "40")
+    with pytest.raises(UserError, match="was saved by 2 processes, this run has 1"):
+        train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+
+
+def test_parameters_of_another_shape_do_not_fit(tiny, copied):
+    task = tiny.make_task(init=lambda key: {"hidden": jax.numpy.zeros((8, 8))})
+    with pytest.raises(UserError, match="checkpoints/40 does not fit this program"):
+        train(copied, tiny.LOOP, tiny.OPTIMIZER, task)
+
+
+def test_load_params_and_config(finished, tiny):
+    workdir, result = finished
+    params = load_params(str(workdir))
+    assert jax.tree.map(np.shape, params) == {"bias": (16,), "hidden": (8, 16), "out": (16, 8)}
+    jax.tree.map(np.testing.assert_array_equal, params, result.params)
+    config = load_config(workdir)
+    assert config["experiment"] == "tiny/net"
+    assert config["task"]["model"] == {"width": 16}
+    assert config["optimizer"]["learning_rate"] == 1e-2
+
+
+def test_runs_are_found_below_the_directory(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "gpt2")
+    assert load_config(tmp_path)["experiment"] == "tiny/net"
+    shutil.copytree(finished[0], tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds several runs, give one of them: .*gpt2, .*other"):
+        load_params(tmp_path)
+    (tmp_path / "other").rename(tmp_path / "mosaic")
+    rewrite_meta(tmp_path / "mosaic" / "checkpoints" / "40", config={"experiment": "babistories/mosaic"})
+    assert load_config(tmp_path) == {"experiment": "babistories/mosaic"}
+
+
+def test_directories_without_checkpoints(tmp_path):
+    with pytest.raises(UserError, match="is not a directory"):
+        load_params(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_params(tmp_path)
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        load_config(tmp_path)
+
+
+def test_a_full_disk_stops_the_run_before_it_writes(tiny, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(UserError, match=r"no room for a checkpoint in .*: 0\.0 MB needed, 0\.0 MB free"):
+        train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_write_that_fails_in_the_background_is_told_and_loses_nothing(tiny, tmp_path, monkeypatch):
+    """As on a disk that fills up meanwhile: the operating system's error reaches the user as one line."""
+    from mosaics_jax.training import checkpoints
+
+    measure = checkpoints._measure
+
+    def fail_at_ten(directory):
+        if directory.name.startswith("10."):
+            raise OSError(28, "No space left on device")
+        return measure(directory)
+
+    monkeypatch.setattr(checkpoints, "_measure", fail_at_ten)
+    with pytest.raises(UserError, match=r"the checkpoint of step 10 could not be written in .*No space left on device"):
+        train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    monkeypatch.undo()
+    assert "5" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    result = train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    assert result.step == 40
+
+
+def test_check_config_takes_what_json_makes_of_a_config():
+    check_config({"task": {"sizes": [1, 2], "rate": 0.1}}, {"task": {"sizes": (1, 2), "rate": 0.1}})
+    with pytest.raises(UserError, match=r"sizes: checkpoint has \[1, 2\], this run has \[1, 3\]"):
+        check_config({"task": {"sizes": [1, 2]}}, {"task": {"sizes": (1, 3)}})

@@ -1,0 +1,70 @@
+"""metrics.jsonl and TensorBoard over restarts."""
+
+import struct
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.training.metrics import MetricsWriter, read_metrics
+
+
+def write(workdir, resume_step, steps):
+    writer = MetricsWriter(workdir, resume_step)
+    for step in steps:
+        writer.write(step, "train", {"loss": 1.0 / step}, board=step % 2 == 0)
+    writer.write(steps[-1], "eval", {"loss": 0.5})
+    writer.write(steps[-1], "sample", {"text": "Once"})
+    writer.flush()
+    writer.close()
+
+
+def test_a_restart_leaves_no_gap_and_no_double(tmp_path):
+    write(tmp_path, 0, range(1, 8))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "kind": "tr')  # killed in the middle of a line
+    write(tmp_path, 5, range(6, 11))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, 11))
+    assert [record["step"] for record in records if record["kind"] == "eval"] == [10]
+    assert [record["text"] for record in records if record["kind"] == "sample"] == ["Once"]
+    assert records[0]["loss"] == 1.0
+    assert all(record["time"] > 1e9 for record in records)
+
+
+def events(path):
+    """The events of a TensorBoard file: records of length (uint64), its checksum, the message, its checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_tensorboard_is_told_to_forget_the_steps_made_again(tmp_path):
+    write(tmp_path, 0, range(1, 8))
+    first = set((tmp_path / "tensorboard").iterdir())
+    write(tmp_path, 5, range(6, 11))
+    (path,) = set((tmp_path / "tensorboard").iterdir()) - first
+    found = list(events(path))
+    assert [event.step for event in found if event.session_log.status == event_pb2.SessionLog.START] == [6]
+    points = [(event.step, value.tag) for event in found for value in event.summary.value]
+    assert points == [
+        (6, "train/loss"), (8, "train/loss"), (10, "train/loss"), (10, "eval/loss"), (10, "sample/text/text_summary"),
+    ]  # fmt: skip
+
+
+def test_reading(tmp_path):
+    assert read_metrics(tmp_path) == []
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n')
+    assert read_metrics(tmp_path) == read_metrics(path) == [{"step": 1, "kind": "train"}]
+    path.write_text('{"step": 1, "kind": "train"}\nhello\n{"step": 2, "kind": "train"}\n')
+    with pytest.raises(UserError, match="line 2: not a metrics record"):
+        read_metrics(path)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "metrics.jsonl.tmp").mkdir()
+    with pytest.raises(UserError, match="cannot write metrics"):
+        MetricsWriter(tmp_path)

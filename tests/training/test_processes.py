@@ -1,0 +1,84 @@
+"""Two processes train together, are stopped by a signal to one of them, and go on: the run of one process."""
+
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.training import load_params, train
+from mosaics_jax.training.metrics import read_metrics
+
+PROGRAM = pathlib.Path(__file__).with_name("in_two_processes.py")
+
+
+@pytest.fixture
+def start(tmp_path, request):
+    """Starts the two processes; gives them back."""
+    processes = []
+    root = request.config.rootpath
+
+    def run(workdir):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pair = [
+            subprocess.Popen(
+                [sys.executable, "-u", PROGRAM, str(process), str(port), workdir, root / ".cache" / "jax"],
+                env={"PYTHONPATH": str(root), "PATH": ""},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=tmp_path,
+            )
+            for process in range(2)
+        ]
+        processes.extend(pair)
+        return pair
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def finish(processes):
+    """Exit statuses and outputs."""
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def test_stopped_and_restarted_ends_the_same(start, finished, tiny, tmp_path):
+    workdir = tmp_path / "run"
+    first, second = start(workdir)
+    for line in first.stdout:
+        if "a step" in line:
+            break
+    second.send_signal(signal.SIGTERM)
+    statuses, outputs = finish([first, second])
+    assert statuses == [75, 75], outputs
+    (step,) = [path.name for path in (workdir / "checkpoints").iterdir()]
+    assert 0 < int(step) < 40
+
+    with pytest.raises(UserError, match="was saved by 2 processes, this run has 1"):
+        train(workdir, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+
+    statuses, outputs = finish(start(workdir))
+    assert statuses == [0, 0], outputs
+    assert f"restored step {step} of 40" in outputs[0]
+    assert "restored" not in outputs[1]  # the first process speaks for all
+    losses, alone = (
+        [record["loss"] for record in read_metrics(directory) if record["kind"] == "train"]
+        for directory in (workdir, finished[0])
+    )
+    np.testing.assert_allclose(losses, alone, rtol=1e-6, atol=1e-6)
+    jax.tree.map(
+        lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6),
+        load_params(workdir),
+        finished[1].params,
+    )
