@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from experiments import entry
@@ -21,9 +22,10 @@ from mosaics_jax.data.corpus import CorpusConfig, open_corpus
 from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.figures import draw_loss_curves
 from mosaics_jax.models import LANGUAGE_MODELS, GPT2Config, MosaicConfig
-from mosaics_jax.training.loop import LoopConfig, TrainResult, check_workdir, train
+from mosaics_jax.training.loop import LoopConfig, TrainResult, train
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.optimizer import OptimizerConfig
+from mosaics_jax.training.workdir import check_workdir
 
 EXPERIMENT = "babistories"
 MODEL = flags.DEFINE_list("model", ["mosaic"], f"what to train, comma separated: {', '.join(LANGUAGE_MODELS)}")
@@ -55,11 +57,16 @@ def main(argv: list[str]) -> None:
     results: dict[str, Any] = {}
     for name in MODEL.value:
         config = entry.from_flags(LANGUAGE_MODELS[name][0], vocab_size=corpus.vocab_size)
-        sample = story_sampler(name, config, corpus, SAMPLES.value, loop.seed) if SAMPLES.value else None
+        # One process alone can continue stories: with several, none holds all parameters.
+        sampling = SAMPLES.value and jax.process_count() == 1
+        sample = story_sampler(name, config, corpus, SAMPLES.value, loop.seed) if sampling else None
         task = language_task(EXPERIMENT, name, config, corpus, text, loop.seed, sample)
         save_tokenizer(corpus, workdir / name)
         results[name] = summary(train(workdir / name, loop, optimizer, task))
         report(workdir, corpus.name, results)
+    for name in MODEL.value[:1]:
+        stories = [record["text"] for record in read_metrics(workdir / name) if record["kind"] == "sample"]
+        print(f"Beginnings [...] continued by {name}:\n\n{stories[-1]}" if stories else "")
 
 
 def summary(result: TrainResult) -> dict[str, float]:
@@ -94,7 +101,11 @@ def report(workdir: Path, corpus_name: str, new: dict[str, Any]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(f"\n{corpus_name}")
     for row in rows:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
     print(f"curves: {workdir / 'loss.png'}\n", flush=True)
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.training.stopping import Interrupted
@@ -18,6 +18,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs ``main`` under absl; a UserError becomes one line on standard error and exit status 2."""
 
     def guarded(argv: list[str]) -> int | None:
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: every option is a flag (--name=value); see --help")
@@ -37,7 +39,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) -> None:
     """Defines one flag a field of ``config_class``, with the field's own help text; a name already defined is shared."""
-    makers: dict[type, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    makers: dict[type, Any] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
     for field in dataclasses.fields(config_class):
         if field.name in skip or field.name in flags.FLAGS:
             continue

@@ -7,16 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaics_jax.data import staging
 from mosaics_jax.data.corpus import Corpus
 from mosaics_jax.data.windows import Batch, evaluation_windows, random_windows
 from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.loss import loss_evaluator
+from mosaics_jax.inference import generate
 from mosaics_jax.models import LANGUAGE_MODELS
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.state import Task
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 32, 160
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,23 @@ def save_tokenizer(corpus: Corpus, run: Path) -> None:
         raise UserError(f"cannot write in {run}: {error.strerror}") from error
 
 
-def story_sampler(
-    model_name: str, model_config: Any, corpus: Corpus, count: int, seed: int
-) -> Callable[[Params], str] | None:
-    return None
+def story_sampler(model_name: str, model_config: Any, corpus: Corpus, count: int, seed: int) -> Callable[[Params], str]:
+    """A function of parameters that continues the beginnings of the first ``count`` texts of the evaluation corpus.
+
+    A quarter of the text is given, at most PROMPT_TOKENS; at most SAMPLE_TOKENS are drawn, at temperature 0.8.
+    """
+    model = LANGUAGE_MODELS[model_name][1](model_config)
+    end = corpus.tokenizer.end_of_text
+    beginning = np.asarray(corpus.evaluation.tokens[: 1000 * (count + 1)]).astype(np.int32)
+    texts = np.split(beginning, np.flatnonzero(beginning == end) + 1)
+    prompts = [text[: max(1, min(PROMPT_TOKENS, len(text) // 4))].tolist() for text in texts[:count] if len(text)]
+
+    def sample(params: Params) -> str:
+        rows = generate(
+            model, params, prompts, max_tokens=SAMPLE_TOKENS, seed=seed, end=end, vocab_size=corpus.tokenizer.vocab_size
+        )
+        decode = corpus.tokenizer.decode
+        stories = [f"{decode(prompt)} [...] {decode(row)}" for prompt, row in zip(prompts, rows, strict=True)]
+        return "\n\n".join(f"({i}) {story}" for i, story in enumerate(stories, start=1))
+
+    return sample

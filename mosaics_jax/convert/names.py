@@ -36,7 +36,7 @@ class Entry:
 
 
 def entries(config: MosaicConfig | GPT2Config, cuda_keys: bool = False) -> list[Entry]:
-    """The table of a model, in the order of its checkpoint. Raises UserError if the authors' codes have no such model.
+    """The table of a model. Raises UserError if the authors' codes have no such model.
 
     cuda_keys: the names of ``memory_mosaics_eft.py``, `Library` with the leaky average as a CUDA kernel.
     """
@@ -145,7 +145,7 @@ def _gpt(c: GPT2Config) -> list[Entry]:
         table += [
             *_norm(f"{name}.ln_1", (*block, "ln1"), width, c.bias),
             Entry(f"{qkv}.weight", (3 * width, width), (*attention, "qkv_kernel"), (3, width, width), (2, 0, 1)),
-            *([Entry(f"{qkv}.bias", (3 * width,), (*attention, "qkv_bias"), (3, width))] if c.bias else []),
+            *([Entry(f"{qkv}.bias", (3 * width,), (*attention, "qkv_bias"))] if c.bias else []),
             *_linear(f"{name}.attn.c_proj", (*attention, "proj"), width, width, c.bias),
             *_norm(f"{name}.ln_2", (*block, "ln2"), width, c.bias),
             *_linear(f"{name}.mlp.c_fc", (*block, "feed_forward", "up"), width, 4 * width, c.bias),

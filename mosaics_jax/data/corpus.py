@@ -21,7 +21,8 @@ class CorpusConfig:
     """Which text, and how it is cut into tokens."""
 
     train_files: str = setting(
-        "", "training text: files or globs, comma separated, or a directory of prepared tokens (empty: built-in stories)"
+        "",
+        "training text: files or globs, comma separated, or a directory of prepared tokens (empty: built-in stories)",
     )
     eval_files: str = setting("", "evaluation text, likewise; needed with --train_files")
     tokenizer: str = setting(

@@ -32,9 +32,7 @@ class PersistentMemory(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        self.key = KeyExtractor(
-            self.heads, 2, self.log_bound, self.std, self.eps, self.key_taps, self.bias, self.dtype
-        )
+        self.key = KeyExtractor(self.heads, 2, self.log_bound, self.std, self.eps, self.key_taps, self.bias, self.dtype)
 
     @nn.compact
     def __call__(

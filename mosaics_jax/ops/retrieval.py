@@ -124,7 +124,9 @@ def slot_retrieval(
     seed = _check_seed(dropout_rate, dropout_seed)
     banks = zip(keys_KHMD, values_KHMD, _bank_seeds(seed, len(keys_KHMD)), strict=True)
     if form is RetrievalForm.NAIVE:
-        answers = [_slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks]
+        answers = [
+            _slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks
+        ]
     else:
         answers = [_slots_blockwise(dropout_rate, queries_BTHD, *bank) for bank in banks]
     return answers[0] if len(answers) == 1 else sum(answers) / len(answers)
@@ -286,7 +288,9 @@ _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 def _slots_naive(queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, rate: float) -> Array:
     batch, time, heads, _ = queries_BTHD.shape
-    scores = jnp.einsum("bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD))
+    scores = jnp.einsum(
+        "bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD)
+    )
     weights = jax.nn.softmax(scores, axis=-1)
     if rate > 0:
         keep = keep_mask(seed, _row_numbers(batch, heads, time)[..., None], jnp.arange(scores.shape[-1]), rate)
