@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) -> None:
-    """Defines one flag a field of ``config_class``, with the field's own help text; a name already defined is shared."""
+    """Defines a flag for each field of ``config_class``, with its help text; a name already defined is shared."""
     makers: dict[type, Any] = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,

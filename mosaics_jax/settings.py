@@ -8,7 +8,7 @@ from typing import Any
 
 
 def setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with a default, one line of help (meaning, unit, symbol in the paper) and, for an enumeration, its values."""
+    """A dataclass field with a default, a line of help (meaning, unit, symbol) and, for an enumeration, its values."""
     return dataclasses.field(default=default, metadata={"help": help_text, "choices": choices})
 
 

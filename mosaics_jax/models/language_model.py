@@ -153,7 +153,7 @@ class LanguageModel(nn.Module):
         return self._logits(hidden_BTC), memory
 
     def extend_last(self, tokens_BT: Array, memory: Memory, valid_B: Array | None = None) -> tuple[Array, Memory]:
-        """As `extend`, but with the logits of each row's last real token alone: (B, V). Those of a row without mean nothing."""
+        """As `extend`, but logits of each row's last real token alone: (B, V); of a row without, they mean nothing."""
         hidden_BTC, after = self._extend(tokens_BT, memory, valid_B)
         last_B = jnp.maximum(after.length_B - memory.length_B - 1, 0)
         hidden_BTC = jnp.take_along_axis(hidden_BTC, last_B[:, None, None], axis=1)
@@ -177,7 +177,7 @@ class LanguageModel(nn.Module):
 
 
 def unstack_layers(params: Params) -> Params:
-    """Parameters of a scanned model to those of the same model unscanned: ``blocks`` to ``blocks_0``, ``blocks_1``, ..."""
+    """Parameters of a scanned model to those of the model unscanned: ``blocks`` to ``blocks_0``, ``blocks_1``..."""
     rest = {name: value for name, value in params.items() if name != "blocks"}
     depth = len(jax.tree.leaves(params["blocks"])[0])
     return rest | {f"blocks_{i}": jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(depth)}

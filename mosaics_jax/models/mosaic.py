@@ -77,7 +77,8 @@ def check_heads(n_embd: int, n_head: int) -> None:
 class MemoryMosaic(LanguageModel):
     """Blocks of contextual and persistent memories; no position encoding, so no limit on T.
 
-    ``MemoryMosaic(config).apply({"params": params}, tokens)`` gives logits, scaled by 1/sqrt(C) in the `library` variant.
+    ``MemoryMosaic(config).apply({"params": params}, tokens)`` gives logits; in the `library` variant they are
+    scaled by 1/sqrt(C).
     """
 
     config: MosaicConfig

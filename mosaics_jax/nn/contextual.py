@@ -12,7 +12,7 @@ from mosaics_jax.shapes import Array, Dtype
 
 
 class ContextualMemory(nn.Module):
-    """One contextual memory a head: key extractor, value extractor, strictly causal retrieval, W_z. (B, T, C) to the same.
+    """One contextual memory a head: key extractor, value extractor, strictly causal retrieval, W_z. Keeps (B, T, C).
 
     The key serves as query too. weight_dropout acts on retrieval weights (``ic_dropout`` in the papers' code),
     output_dropout after W_z (``hd_dropout``).

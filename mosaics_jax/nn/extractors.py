@@ -70,8 +70,8 @@ class KeyExtractor(nn.Module):
 class ValueExtractor(nn.Module):
     """v_t = g unit(c W_psi x_t + (1 - c) W_psi x_{t+1}): a value peeks one position ahead (v1 eq. 5, 6).
 
-    g = exp(10 gain) and c = ``peek`` are one scalar a head; c is not confined to [0, 1]. With ``convolution`` the mixture
-    is a full convolution of width 2, W_0 x_t + W_1 x_{t+1}.
+    g = exp(10 gain) and c = ``peek`` are one scalar a head; c is not confined to [0, 1]. With ``convolution`` the
+    mixture is a full convolution of width 2, W_0 x_t + W_1 x_{t+1}.
 
     A value is a sum of what its own position gives (`now`) and what the next one adds to it (`next`); `value` makes it
     from that sum. Beyond the end of the sequence, x is zero.

@@ -1,4 +1,4 @@
-"""Two-layer network: the GPT-2 baseline's, and what may stand in place of persistent memory (v1 section 5, ablation)."""
+"""Two-layer network: the GPT-2 baseline's, and an ablation of persistent memory (v1 section 5)."""
 
 import flax.linen as nn
 import jax

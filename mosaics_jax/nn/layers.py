@@ -31,8 +31,8 @@ def constant(value: Any, *axes: str) -> Any:
 def project(x: Array, kernel: Array) -> Array:
     """``x @ kernel``: (..., I) and (I, O) to (..., O), whose kernel gradient transposes the narrower of its factors.
 
-    That product sums over positions, the outer axis of both factors, and XLA's CPU product wants one of them transposed:
-    it takes the gradient of the output, however wide, which for the GPT-2 baseline cost a fifth of a step.
+    That product sums over positions, the outer axis of both factors, and XLA's CPU product wants one of them
+    transposed: it takes the gradient of the output, however wide, which cost the GPT-2 baseline a fifth of a step.
     """
     return jnp.einsum("...i,io->...o", x, kernel)
 
@@ -74,7 +74,7 @@ class Projection(nn.Module):
 
 
 def layer_norm(bias: bool, dtype: Dtype) -> nn.LayerNorm:
-    """Layer normalisation with a scale and, if asked for, a bias; biased variance, eps 1e-5; at least float32 inside."""
+    """Layer normalisation with a scale and, if asked for, a bias; biased variance, eps 1e-5; float32 or more inside."""
     return nn.LayerNorm(
         epsilon=EPSILON,
         use_bias=bias,

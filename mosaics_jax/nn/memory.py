@@ -56,7 +56,7 @@ class Memory(NamedTuple):
 
 
 def last_valid(before: Array, sequence: Array, valid_B: Array) -> Array:
-    """The state after ``valid_B`` steps: row b of ``sequence`` (B, T, ...) at valid_B - 1, or ``before`` (B, ...) at 0."""
+    """The state after ``valid_B`` steps: ``sequence`` (B, T, ...) at valid_B - 1, or ``before`` (B, ...) at 0."""
     if sequence.shape[1] == 1:
         fed = valid_B.reshape(-1, *[1] * (before.ndim - 1)) > 0
         return jnp.where(fed, sequence[:, 0], before.astype(sequence.dtype))

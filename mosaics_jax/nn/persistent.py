@@ -12,7 +12,7 @@ from mosaics_jax.shapes import Array, Dtype
 
 
 class PersistentMemory(nn.Module):
-    """``banks`` memories of ``slots`` learned pairs a head, queried with a^2 khat, answers averaged; W_z. (B, T, C) kept.
+    """``banks`` memories of ``slots`` learned pairs a head, queried with a^2 khat; W_z. Keeps (B, T, C).
 
     The learned keys carry no scale, hence the square. Parameters P_k, P_v (K, H, M, D) ~ N(0, 1/sqrt(D)), not
     normalised; gain: one scalar a head, g = exp(10 gain) applied to the answer.

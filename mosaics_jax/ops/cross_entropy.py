@@ -25,9 +25,9 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 def head_cross_entropy(hidden_BTC: Array, head_VC: Array, targets_BT: Array, scale: float = 1.0) -> tuple[Array, Array]:
     """Mean loss in nats over targets other than -1, and their number; logits are ``scale * hidden @ head.T``.
 
-    The logits are made for 512 positions at a time and never kept. The gradient is made in the same pass, where it costs
-    two products of the block's size and no second pass over the logits. Products in the type of ``hidden``, sums in at
-    least float32. No valid target gives loss 0 and gradient 0.
+    The logits are made for 512 positions at a time and never kept. The gradient is made in the same pass, where it
+    costs two products of the block's size and no second pass over the logits. Products in the type of ``hidden``, sums
+    in at least float32. No valid target gives loss 0 and gradient 0.
     """
     chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
     chex.assert_shape(targets_BT, hidden_BTC.shape[:2])

@@ -21,3 +21,15 @@ def keep_mask(seed: Array, row: Array, column: Array, rate: float) -> Array:
     row_hash = _mix(row.astype(jnp.uint32) ^ _mix(seed.astype(jnp.uint32)))
     bits = _mix(row_hash + column.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
     return bits >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+
+
+def check_seed(rate: float, seed: Array | None) -> Array:
+    """The seed, or 0 where nothing is dropped. Raises ValueError if there is a rate but no seed."""
+    if rate > 0 and seed is None:
+        raise ValueError("dropout_rate > 0 needs a dropout_seed")
+    return jnp.zeros((), jnp.uint32) if seed is None else seed
+
+
+def row_numbers(batch: int, heads: int, time: int) -> Array:
+    """(B, H, T): the number of each (batch, head, query), for the dropout hash."""
+    return jnp.arange(batch * heads * time).reshape(batch, heads, time)

@@ -1,8 +1,8 @@
 """Retrieval from memories whose keys have one norm: softmax over dot products (v1 eq. 3, 7).
 
-Three situations: a memory that fills up along the sequence (`causal_retrieval`), the same one step or chunk at a time
-(`stored_retrieval`), and a memory whose pairs are parameters (`slot_retrieval`). Scores carry no 1/sqrt(D): the scale,
-if any, belongs to the query. Dropped weights are not renormalised; kept ones are divided by 1 - rate.
+A memory that fills up along the sequence (`causal_retrieval`), and the same one step or chunk at a time
+(`stored_retrieval`). Scores carry no 1/sqrt(D): the scale, if any, belongs to the query. Dropped weights are not
+renormalised; kept ones are divided by 1 - rate.
 """
 
 import enum
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mosaics_jax.ops.dropout_mask import keep_mask
+from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.kernel_regression import masked_softmax
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array
@@ -49,7 +49,7 @@ def causal_retrieval(
     """
     chex.assert_rank(queries_BTHD, 4)
     chex.assert_equal_shape([queries_BTHD, keys_BTHD, values_BTHD])
-    seed = _check_seed(dropout_rate, dropout_seed)
+    seed = check_seed(dropout_rate, dropout_seed)
     if form is RetrievalForm.AUTO:
         form = RetrievalForm.NAIVE if queries_BTHD.shape[1] <= BLOCK else RetrievalForm.BLOCKWISE
     queries, keys, values = (jnp.swapaxes(a, 1, 2) for a in (queries_BTHD, keys_BTHD, values_BTHD))
@@ -66,8 +66,8 @@ def stored_retrieval(
     """Answers query t of a chunk from the stored slots ``first`` .. ``length + t``.
 
     length_B: int32, positions that were already fed before this chunk. Slots past the last written one are never read.
-    Returns (B, T, H, D) in the type of the values; a row without a slot is 0. The time of a chunk goes with the slots in
-    use; that of a single position with the capacity, which it reads without a loop.
+    Returns (B, T, H, D) in the type of the values; a row without a slot is 0. The time of a chunk goes with the slots
+    in use; that of a single position with the capacity, which it reads without a loop.
     """
     if queries_BTHD.shape[1] == 1:
         return _stored_one(queries_BTHD, keys_BHND, values_BHND, length_B, first)
@@ -105,55 +105,13 @@ def _stored_blockwise(queries_BTHD: Array, keys_BHND: Array, values_BHND: Array,
     return jnp.swapaxes(answer, 1, 2).astype(values_BHND.dtype)
 
 
-def slot_retrieval(
-    queries_BTHD: Array,
-    keys_KHMD: Array,
-    values_KHMD: Array,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_seed: Array | None = None,
-    form: RetrievalForm = RetrievalForm.AUTO,
-) -> Array:
-    """Answers every query from M fixed slots, without a mask; the mean over K banks, each with its own softmax (v1 eq. 9).
-
-    Returns (B, T, H, D) in the type of the values. BLOCKWISE, which AUTO picks, holds the weights of one block of
-    queries at a time, forward and backward.
-    """
-    chex.assert_equal_shape([keys_KHMD, values_KHMD])
-    chex.assert_shape(keys_KHMD, (None, queries_BTHD.shape[2], None, queries_BTHD.shape[3]))
-    seed = _check_seed(dropout_rate, dropout_seed)
-    banks = zip(keys_KHMD, values_KHMD, _bank_seeds(seed, len(keys_KHMD)), strict=True)
-    if form is RetrievalForm.NAIVE:
-        answers = [
-            _slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks
-        ]
-    else:
-        answers = [_slots_blockwise(dropout_rate, queries_BTHD, *bank) for bank in banks]
-    return answers[0] if len(answers) == 1 else sum(answers) / len(answers)
-
-
-def _check_seed(rate: float, seed: Array | None) -> Array:
-    if rate > 0 and seed is None:
-        raise ValueError("dropout_rate > 0 needs a dropout_seed")
-    return jnp.zeros((), jnp.uint32) if seed is None else seed
-
-
-def _bank_seeds(seed: Array, banks: int) -> Array:
-    return seed + jnp.arange(banks, dtype=jnp.uint32)
-
-
-def _row_numbers(batch: int, heads: int, time: int) -> Array:
-    """(B, H, T): the number of each (batch, head, query), for the dropout hash."""
-    return jnp.arange(batch * heads * time).reshape(batch, heads, time)
-
-
 def _naive(queries: Array, keys: Array, values: Array, seed: Array, offset: int, rate: float) -> Array:
     batch, heads, time, _ = queries.shape
     scores = jnp.einsum("bhtd,bhnd->bhtn", queries, keys, preferred_element_type=accumulation_dtype(queries))
     mask = jnp.arange(time) <= jnp.arange(time)[:, None] - offset
     weights = masked_softmax(scores, mask)
     if rate > 0:
-        keep = keep_mask(seed, _row_numbers(batch, heads, time)[..., None], jnp.arange(time), rate)
+        keep = keep_mask(seed, row_numbers(batch, heads, time)[..., None], jnp.arange(time), rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
     return jnp.einsum("bhtn,bhnd->bhtd", weights.astype(values.dtype), values)
 
@@ -190,7 +148,7 @@ def _block_keep(seed: Array, rows: Array, j: Array, rate: float) -> Array:
 
 
 def _no_block(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array, Array]:
-    """What `_add_block` starts from, for queries of this shape: largest score, sum of weights, weighted sum of values."""
+    """What `_add_block` starts from, for queries of this shape: largest score, sum of weights, weighted values."""
     return jnp.full(shape[:-1], NEVER, dtype), jnp.zeros(shape[:-1], dtype), jnp.zeros(shape, dtype)
 
 
@@ -223,7 +181,7 @@ def _blockwise_forward(
     batch, heads, time, width = queries.shape
     dtype = accumulation_dtype(queries)
     q, k, v = _cut(queries), _cut(keys), _cut(values)
-    rows = _cut(_row_numbers(batch, heads, time))
+    rows = _cut(row_numbers(batch, heads, time))
 
     def query_block(i: Array) -> tuple[Array, Array]:
         def key_block(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -250,7 +208,7 @@ def _blockwise_backward(
     # sum_n weight_n dweight_n of each query, from the answer itself: what the softmax's gradient subtracts.
     inner = _cut(jnp.einsum("bhtd,bhtd->bht", gradient, answer, preferred_element_type=dtype))
     q, k, v, g = _cut(queries), _cut(keys), _cut(values), _cut(gradient.astype(queries.dtype))
-    rows = _cut(_row_numbers(batch, heads, time))
+    rows = _cut(row_numbers(batch, heads, time))
     blocks = len(q)
 
     def key_block(dq: Array, j: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -284,105 +242,3 @@ def _blockwise_backward(
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
-
-
-def _slots_naive(queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, rate: float) -> Array:
-    batch, time, heads, _ = queries_BTHD.shape
-    scores = jnp.einsum(
-        "bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD)
-    )
-    weights = jax.nn.softmax(scores, axis=-1)
-    if rate > 0:
-        keep = keep_mask(seed, _row_numbers(batch, heads, time)[..., None], jnp.arange(scores.shape[-1]), rate)
-        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
-    return jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD)
-
-
-# Blocks are cut along T and keep the whole batch, so that a batch that is spread over devices stays spread. Inside a
-# block B and T are folded into one axis of queries: the slots are read once for all of them.
-
-
-def _fold(x_BTHD: Array) -> Array:
-    """(B, T, H, ...) to (blocks, H, B * block, ...), zero-padded."""
-    batch, time, *rest = x_BTHD.shape
-    block = max(1, min(time, slot_rows() // batch))
-    blocks = -(-time // block)
-    x = jnp.pad(x_BTHD, ((0, 0), (0, blocks * block - time)) + ((0, 0),) * len(rest))
-    x = jnp.moveaxis(x.reshape(batch, blocks, block, *rest), (1, 3), (0, 1))
-    return x.reshape(blocks, rest[0], batch * block, *rest[1:])
-
-
-def _unfold(x: Array, batch: int, time: int) -> Array:
-    blocks, heads, rows, *rest = x.shape
-    x = jnp.moveaxis(x.reshape(blocks, heads, batch, rows // batch, *rest), (0, 1), (1, 3))
-    return x.reshape(batch, -1, heads, *rest)[:, :time]
-
-
-def slot_rows() -> int:
-    """Queries of one block of `slot_retrieval`: on CPU their weights should stay in cache, elsewhere fill the device."""
-    return 256 if jax.default_backend() == "cpu" else 65536
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array) -> Array:
-    return _slots_forward(rate, queries, keys, values, seed)[0]
-
-
-def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
-    return keep_mask(seed, rows[..., None], jnp.arange(slots), rate)
-
-
-def _slot_rows_numbered(queries: Array) -> Array:
-    batch, time, heads, _ = queries.shape
-    return _fold(jnp.swapaxes(_row_numbers(batch, heads, time), 1, 2))
-
-
-def _slots_forward(
-    rate: float, queries: Array, keys: Array, values: Array, seed: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    dtype = accumulation_dtype(queries)
-
-    def block(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        q, rows = xs
-        scores = jnp.einsum("hqd,hmd->hqm", q, keys, preferred_element_type=dtype)
-        top = jnp.max(scores, axis=-1)
-        weights = jnp.exp(scores - top[..., None])
-        total = jnp.sum(weights, axis=-1)
-        if rate > 0:
-            weights = jnp.where(_slot_keep(seed, rows, keys.shape[1], rate), weights / (1.0 - rate), 0.0)
-        answer = jnp.einsum("hqm,hmd->hqd", weights.astype(values.dtype), values, preferred_element_type=dtype)
-        return None, ((answer / total[..., None]).astype(values.dtype), top + jnp.log(total))
-
-    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _slot_rows_numbered(queries)))
-    answers = _unfold(answers, *queries.shape[:2])
-    return answers, (queries, keys, values, seed, answers, log_total)
-
-
-def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
-    queries, keys, values, seed, answers, log_total = saved
-    dtype = accumulation_dtype(queries)
-    inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=dtype)
-
-    def block(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        dkeys, dvalues = carry
-        q, g, rows, log_sum, subtract = xs
-        scores = jnp.einsum("hqd,hmd->hqm", q, keys, preferred_element_type=dtype)
-        weights = jnp.exp(scores - log_sum[..., None])
-        dweights = jnp.einsum("hqd,hmd->hqm", g, values, preferred_element_type=dtype)
-        dropped = weights
-        if rate > 0:
-            keep = _slot_keep(seed, rows, keys.shape[1], rate)
-            dropped = jnp.where(keep, weights / (1.0 - rate), 0.0)
-            dweights = jnp.where(keep, dweights / (1.0 - rate), 0.0)
-        dscores = (weights * (dweights - subtract[..., None])).astype(q.dtype)
-        dvalues += jnp.einsum("hqm,hqd->hmd", dropped.astype(g.dtype), g, preferred_element_type=dtype)
-        dkeys += jnp.einsum("hqm,hqd->hmd", dscores, q, preferred_element_type=dtype)
-        return (dkeys, dvalues), jnp.einsum("hqm,hmd->hqd", dscores, keys)
-
-    start = (jnp.zeros(keys.shape, dtype), jnp.zeros(values.shape, dtype))
-    xs = (_fold(queries), _fold(gradient), _slot_rows_numbered(queries), log_total, _fold(inner))
-    (dkeys, dvalues), dqueries = lax.scan(block, start, xs)
-    return _unfold(dqueries, *queries.shape[:2]), dkeys.astype(keys.dtype), dvalues.astype(values.dtype), None
-
-
-_slots_blockwise.defvjp(_slots_forward, _slots_backward)

@@ -1,0 +1,146 @@
+"""Retrieval from a persistent memory: its pairs are parameters, the same for every query (v1 section 5)."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
+from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.retrieval import RetrievalForm
+from mosaics_jax.shapes import Array
+
+
+def slot_retrieval(
+    queries_BTHD: Array,
+    keys_KHMD: Array,
+    values_KHMD: Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_seed: Array | None = None,
+    form: RetrievalForm = RetrievalForm.AUTO,
+) -> Array:
+    """Answers every query from M fixed slots; the mean over K banks, each with its own softmax.
+
+    Returns (B, T, H, D) in the type of the values. BLOCKWISE, which AUTO picks, holds the weights of one block of
+    queries at a time, forward and backward.
+    """
+    chex.assert_equal_shape([keys_KHMD, values_KHMD])
+    chex.assert_shape(keys_KHMD, (None, queries_BTHD.shape[2], None, queries_BTHD.shape[3]))
+    seed = check_seed(dropout_rate, dropout_seed)
+    banks = zip(keys_KHMD, values_KHMD, _bank_seeds(seed, len(keys_KHMD)), strict=True)
+    if form is RetrievalForm.NAIVE:
+        answers = [
+            _slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks
+        ]
+    else:
+        answers = [_slots_blockwise(dropout_rate, queries_BTHD, *bank) for bank in banks]
+    return answers[0] if len(answers) == 1 else sum(answers) / len(answers)
+
+
+def _bank_seeds(seed: Array, banks: int) -> Array:
+    return seed + jnp.arange(banks, dtype=jnp.uint32)
+
+
+def _slots_naive(queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, rate: float) -> Array:
+    batch, time, heads, _ = queries_BTHD.shape
+    scores = jnp.einsum(
+        "bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD)
+    )
+    weights = jax.nn.softmax(scores, axis=-1)
+    if rate > 0:
+        keep = keep_mask(seed, row_numbers(batch, heads, time)[..., None], jnp.arange(scores.shape[-1]), rate)
+        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
+    return jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD)
+
+
+# Blocks are cut along T and keep the whole batch, so that a batch that is spread over devices stays spread. Inside a
+# block B and T are folded into one axis of queries: the slots are read once for all of them.
+
+
+def _fold(x_BTHD: Array) -> Array:
+    """(B, T, H, ...) to (blocks, H, B * block, ...), zero-padded."""
+    batch, time, *rest = x_BTHD.shape
+    block = max(1, min(time, slot_rows() // batch))
+    blocks = -(-time // block)
+    x = jnp.pad(x_BTHD, ((0, 0), (0, blocks * block - time)) + ((0, 0),) * len(rest))
+    x = jnp.moveaxis(x.reshape(batch, blocks, block, *rest), (1, 3), (0, 1))
+    return x.reshape(blocks, rest[0], batch * block, *rest[1:])
+
+
+def _unfold(x: Array, batch: int, time: int) -> Array:
+    blocks, heads, rows, *rest = x.shape
+    x = jnp.moveaxis(x.reshape(blocks, heads, batch, rows // batch, *rest), (0, 1), (1, 3))
+    return x.reshape(batch, -1, heads, *rest)[:, :time]
+
+
+def slot_rows() -> int:
+    """Queries of one block: on CPU their weights should stay in cache, elsewhere fill the device."""
+    return 256 if jax.default_backend() == "cpu" else 65536
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array) -> Array:
+    return _slots_forward(rate, queries, keys, values, seed)[0]
+
+
+def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
+    return keep_mask(seed, rows[..., None], jnp.arange(slots), rate)
+
+
+def _slot_rows_numbered(queries: Array) -> Array:
+    batch, time, heads, _ = queries.shape
+    return _fold(jnp.swapaxes(row_numbers(batch, heads, time), 1, 2))
+
+
+def _slots_forward(
+    rate: float, queries: Array, keys: Array, values: Array, seed: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    dtype = accumulation_dtype(queries)
+
+    def block(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        q, rows = xs
+        scores = jnp.einsum("hqd,hmd->hqm", q, keys, preferred_element_type=dtype)
+        top = jnp.max(scores, axis=-1)
+        weights = jnp.exp(scores - top[..., None])
+        total = jnp.sum(weights, axis=-1)
+        if rate > 0:
+            weights = jnp.where(_slot_keep(seed, rows, keys.shape[1], rate), weights / (1.0 - rate), 0.0)
+        answer = jnp.einsum("hqm,hmd->hqd", weights.astype(values.dtype), values, preferred_element_type=dtype)
+        return None, ((answer / total[..., None]).astype(values.dtype), top + jnp.log(total))
+
+    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _slot_rows_numbered(queries)))
+    answers = _unfold(answers, *queries.shape[:2])
+    return answers, (queries, keys, values, seed, answers, log_total)
+
+
+def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
+    queries, keys, values, seed, answers, log_total = saved
+    dtype = accumulation_dtype(queries)
+    inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=dtype)
+
+    def block(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        dkeys, dvalues = carry
+        q, g, rows, log_sum, subtract = xs
+        scores = jnp.einsum("hqd,hmd->hqm", q, keys, preferred_element_type=dtype)
+        weights = jnp.exp(scores - log_sum[..., None])
+        dweights = jnp.einsum("hqd,hmd->hqm", g, values, preferred_element_type=dtype)
+        dropped = weights
+        if rate > 0:
+            keep = _slot_keep(seed, rows, keys.shape[1], rate)
+            dropped = jnp.where(keep, weights / (1.0 - rate), 0.0)
+            dweights = jnp.where(keep, dweights / (1.0 - rate), 0.0)
+        dscores = (weights * (dweights - subtract[..., None])).astype(q.dtype)
+        dvalues += jnp.einsum("hqm,hqd->hmd", dropped.astype(g.dtype), g, preferred_element_type=dtype)
+        dkeys += jnp.einsum("hqm,hqd->hmd", dscores, q, preferred_element_type=dtype)
+        return (dkeys, dvalues), jnp.einsum("hqm,hmd->hqd", dscores, keys)
+
+    start = (jnp.zeros(keys.shape, dtype), jnp.zeros(values.shape, dtype))
+    xs = (_fold(queries), _fold(gradient), _slot_rows_numbered(queries), log_total, _fold(inner))
+    (dkeys, dvalues), dqueries = lax.scan(block, start, xs)
+    return _unfold(dqueries, *queries.shape[:2]), dkeys.astype(keys.dtype), dvalues.astype(values.dtype), None
+
+
+_slots_blockwise.defvjp(_slots_forward, _slots_backward)
