@@ -50,10 +50,12 @@ def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) 
             continue
         default = defaults.get(field.name, field.default)
         help_text, choices = field.metadata["help"], field.metadata["choices"]
+        # As if the entry file had defined it itself, or --help would leave it out.
+        owner = {"module_name": sys.argv[0]}
         if choices:
-            flags.DEFINE_enum(field.name, default, list(choices), help_text)
+            flags.DEFINE_enum(field.name, default, list(choices), help_text, **owner)
         else:
-            makers[type(default)](field.name, default, help_text)
+            makers[type(default)](field.name, default, help_text, **owner)
 
 
 def from_flags(config_class: type[Config], **given: Any) -> Config:

@@ -4,6 +4,7 @@ from mosaics_jax.inference.beam import Hypothesis, beam_search
 from mosaics_jax.inference.decoder import Burst, generate, stream
 from mosaics_jax.inference.memories import decodable, longest_continuation
 from mosaics_jax.inference.sampling import Sampling
+from mosaics_jax.inference.text import stories_in_order
 from mosaics_jax.inference.trained import Trained, load_trained
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "generate",
     "load_trained",
     "longest_continuation",
+    "stories_in_order",
     "stream",
 ]

@@ -27,7 +27,7 @@ from mosaics_jax.shapes import Array, Params
 
 
 class Hypothesis(NamedTuple):
-    """A continuation without its end, and its mean log-probability a token in nats, the end counted if it was reached."""
+    """A continuation without its end, and its mean log-probability a token in nats, a reached end counted in."""
 
     tokens: list[int]
     score: float
@@ -128,7 +128,9 @@ def _search(
         alive_PW &= token_PW != end
         # Hypotheses that are alive have all the same length.
         last = jnp.max(jnp.where(alive_PW, count_PW, 1)) - 1
-        new_PW1 = jnp.where(alive_PW, token_PW, lax.dynamic_index_in_dim(tokens_PWT, last, 2, keepdims=False))[..., None]
+        new_PW1 = jnp.where(alive_PW, token_PW, lax.dynamic_index_in_dim(tokens_PWT, last, 2, keepdims=False))[
+            ..., None
+        ]
         tokens_PWT = lax.dynamic_update_slice(tokens_PWT, new_PW1, (0, 0, last))
 
         row_B = (jnp.arange(prompts)[:, None] * beams + parent_PW).reshape(-1)

@@ -7,7 +7,7 @@ they must. What is generated does not depend on where bursts end, nor on which p
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from mosaics_jax.shapes import Array, Params
 
 BURST = 32  # most steps of a burst
 BURST_SECONDS = 0.05  # and about the time it may take, so that text flows
+DEFAULT_SAMPLING = Sampling()
 
 
 class State(NamedTuple):
@@ -47,12 +48,13 @@ class State(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """What one compiled call gave: the new tokens of each prompt, and the seconds it took.
+    """What one compiled call gave: the new tokens of each prompt, which prompts still go on, and the seconds it took.
 
-    compiled: whether its time includes compilation, as that of the first call at each capacity of the memories.
+    compiled: whether its time may include compilation, as that of the first call at each capacity of the memories.
     """
 
     tokens: list[list[int]]
+    alive: list[bool]
     seconds: float
     compiled: bool
 
@@ -61,18 +63,11 @@ def generate(
     model: LanguageModel,
     params: Params,
     prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int = 200,
-    sampling: Sampling = Sampling(),  # noqa: B008
-    seed: int = 0,
-    end: int | None = None,
-    vocab_size: int | None = None,
+    **options: Any,
 ) -> list[list[int]]:
-    """Continues every prompt: the new tokens of each, at most ``max_tokens`` (see `stream`)."""
+    """Continues every prompt: the new tokens of each. Options as of `stream`."""
     rows: list[list[int]] = [[] for _ in prompts]
-    for burst in stream(
-        model, params, prompts, max_tokens=max_tokens, sampling=sampling, seed=seed, end=end, vocab_size=vocab_size
-    ):
+    for burst in stream(model, params, prompts, **options):
         for row, tokens in zip(rows, burst.tokens, strict=True):
             row += tokens
     return rows
@@ -84,7 +79,7 @@ def stream(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int = 200,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = DEFAULT_SAMPLING,
     seed: int = 0,
     end: int | None = None,
     vocab_size: int | None = None,
@@ -102,26 +97,29 @@ def stream(
     if not limit_B.any():
         return iter(())
     model, params = decodable(model, params)
-    return _bursts(model, params, prompts, limit_B, sampling, seed, -1 if end is None else end, vocab_size)
+    memory, logits_BV = remember(model, params, prompts)
+    state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
+    end = -1 if end is None else end
+    return bursts(model, params, state, limit_B, prompt_keys(seed, prompts), sampling, end, vocab_size)
 
 
-def _bursts(
+def bursts(
     model: LanguageModel,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    state: State,
     limit_B: np.ndarray,
+    key_B: Array,
     sampling: Sampling,
-    seed: int,
     end: int,
     vocab_size: int,
 ) -> Iterator[Burst]:
-    memory, logits_BV = remember(model, params, prompts)
-    key_B = prompt_keys(seed, prompts)
-    state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
-    fed, left = max(map(len, prompts)), int(limit_B.max())
+    """Goes on from ``state``, whose arrays it uses up, until every row has ended or has ``limit_B`` tokens."""
+    fed = int(jnp.max(state.memory.length_B))
+    left = int(np.max(limit_B))
     capacity = 0  # of the newest compiled step
     step_seconds = BURST_SECONDS
-    while left and np.asarray(state.alive_B).any():
+    alive = [True]
+    while left and any(alive):
         if fed == capacity_of(state.memory):
             state = state._replace(memory=grow(state.memory, 2 * fed))
         compiled = capacity != capacity_of(state.memory)
@@ -130,11 +128,12 @@ def _bursts(
         began = time.perf_counter()
         tokens_BT, state = _burst(model, sampling, vocab_size, params, state, key_B, limit_B, end, steps)
         tokens = [[int(token) for token in row if token >= 0] for row in np.asarray(tokens_BT)]
+        alive = np.asarray(state.alive_B).tolist()
         seconds = time.perf_counter() - began
         if not compiled:
             step_seconds = seconds / steps
         fed, left = fed + steps, left - steps
-        yield Burst(tokens, seconds, compiled)
+        yield Burst(tokens, alive, seconds, compiled)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -149,7 +148,7 @@ def _burst(
     end: Array,
     steps: Array,
 ) -> tuple[Array, State]:
-    """Up to ``steps`` <= BURST tokens of every row: (B, BURST) with -1 where a row has none, and the state after them."""
+    """Up to ``steps`` tokens of every row, (B, BURST) with -1 where a row has none, and the state after them."""
 
     def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         i, tokens_BT, state = carry

@@ -1,4 +1,4 @@
-"""Stored memories of a generation: a network made ready for them, filled with prompts, grown, kept in place in loops."""
+"""The memories of a generation: a network made ready for them, filled with prompts, grown, kept in place in loops."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], vocab_
             raise UserError(f"{name} has a token id outside 0..{vocab_size - 1}: it is of another tokenizer")
         if model.max_positions is not None and len(prompt) > model.max_positions:
             raise UserError(
-                f"{name} has {len(prompt)} tokens, and this model has learned {model.max_positions} positions: shorten it"
+                f"{name} has {len(prompt)} tokens, this model has learned {model.max_positions} positions: shorten it"
             )
 
 
@@ -88,7 +88,7 @@ def remember(model: LanguageModel, params: Params, prompts: Sequence[Sequence[in
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _nothing(model: LanguageModel, batch: int, capacity: int, params: Params) -> tuple[Memory, Array]:
-    memory = model.apply({"params": params}, batch, capacity, method="empty_memory")
+    memory: Memory = model.apply({"params": params}, batch, capacity, method="empty_memory")  # type: ignore[assignment]
     return memory, jnp.zeros((batch, model.config.vocab_size), jnp.promote_types(model.config.dtype, jnp.float32))
 
 

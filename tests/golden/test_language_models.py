@@ -81,9 +81,7 @@ def test_float64_in_every_form(x64, monkeypatch, recorded, relative_error, name,
     # Blocks and chunks that do not divide the 48 positions, so that there are several and the last is padded.
     monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 20)
     monkeypatch.setattr(mosaics_jax.ops.leaky_average, "CHUNK", 20)
-    monkeypatch.setattr(
-        mosaics_jax.nn.extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form)
-    )
+    monkeypatch.setattr(mosaics_jax.nn.extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)
     gradient = recording.gradient(model, **CHEAP)
@@ -129,8 +127,8 @@ def test_float32(recorded, name):
     allowed = 2 if name in TRANSFORMERS else 8
     logit_error, gradient_error = np.median(logit_errors), np.median(gradient_errors)
     print(
-        f"FLOOR {name}: logits {logit_errors[0]/recording.settings['f32_vs_f64_logits_maxabs']:.2f} median {logit_error/recording.settings['f32_vs_f64_logits_maxabs']:.2f}"
-        f" grads {gradient_errors[0]/recording.settings['f32_vs_f64_grad_relmax']:.2f} median {gradient_error/recording.settings['f32_vs_f64_grad_relmax']:.2f}"
+        f"FLOOR {name}: logits {logit_errors[0] / recording.settings['f32_vs_f64_logits_maxabs']:.2f} median {logit_error / recording.settings['f32_vs_f64_logits_maxabs']:.2f}"
+        f" grads {gradient_errors[0] / recording.settings['f32_vs_f64_grad_relmax']:.2f} median {gradient_error / recording.settings['f32_vs_f64_grad_relmax']:.2f}"
     )
     assert logit_error < allowed * recording.settings["f32_vs_f64_logits_maxabs"]
     assert gradient_error < allowed * recording.settings["f32_vs_f64_grad_relmax"]
@@ -144,7 +142,11 @@ def test_ten_training_steps(x64, recorded, relative_error, name):
     config = OptimizerConfig(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=4)
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     mask = decay_mask(boxed)
-    decayed = {name for name, decays in recording.named(jax.tree.map(lambda d, p: np.full(p.shape, d), mask, params)).items() if np.all(decays)}
+    decayed = {
+        name
+        for name, decays in recording.named(jax.tree.map(lambda d, p: np.full(p.shape, d), mask, params)).items()
+        if np.all(decays)
+    }
     assert decayed - {"head.weight", "lm_head.weight"} == set(trajectory.settings["decay"])
 
     assert relative_error(schedule(config, 10)(jnp.arange(10)), trajectory.arrays["lrs"]) < EXACT

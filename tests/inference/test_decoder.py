@@ -1,0 +1,142 @@
+"""Generation against the parallel forward, and what it must not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.inference import Sampling, decoder, generate, longest_continuation, memories, stream
+from mosaics_jax.inference.sampling import draw, prompt_keys
+from mosaics_jax.models import stack_layers
+
+V = 23
+TOLERANCE = 1e-5
+LENGTHS = (1, 37, 21)  # of prompts: one chunk, three, one and a bit
+SOFT = Sampling(temperature=1.0)
+
+
+def prompts_of(lengths, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(V, size=length).tolist() for length in lengths]
+
+
+def parallel_logits(model, params, tokens):
+    """(T, V), with those of skipped positions too."""
+    whole = type(model)(dataclasses.replace(model.config, skip_tokens=0))
+    return np.asarray(jax.jit(whole.apply)({"params": params}, jnp.asarray([tokens]))[0])
+
+
+@pytest.mark.parametrize("name", ["mosaic", "options", "attn_only", "gpt2"])
+def test_memories_answer_as_the_parallel_forward_at_every_position(networks, name):
+    """Prompts of three lengths by chunks, then one token at a time through two doublings; one row pauses."""
+    model, params = networks(name)
+    prompts = prompts_of(LENGTHS)
+    rows = [prompt + more for prompt, more in zip(prompts, prompts_of((100, 100, 100), seed=1), strict=True)]
+    expected = [parallel_logits(model, params, row) for row in rows]
+    memory, logits_BV = memories.remember(model, params, prompts)
+    fed = np.array(LENGTHS)
+    for row, length in enumerate(fed):
+        np.testing.assert_allclose(logits_BV[row], expected[row][length - 1], atol=TOLERANCE)
+    step = jax.jit(lambda memory, tokens_B1, valid_B: memories.extend(model, params, tokens_B1, memory, valid_B))
+    for i in range(90):
+        if fed.max() == memories.capacity_of(memory):
+            memory = memories.grow(memory, 2 * memories.capacity_of(memory))
+        valid_B = np.array([1, 1, i % 3 > 0], np.int32)
+        logits_BV, memory = step(memory, np.array([[r[n]] for r, n in zip(rows, fed, strict=True)]), valid_B)
+        fed = fed + valid_B
+        for row in np.flatnonzero(valid_B):
+            np.testing.assert_allclose(logits_BV[row], expected[row][fed[row] - 1], atol=TOLERANCE)
+    assert memories.capacity_of(memory) == 128
+    assert memory.length_B.tolist() == fed.tolist() == [91, 127, 81]
+
+
+@pytest.mark.parametrize("lengths", [(5,), LENGTHS], ids=["one", "several"])
+@pytest.mark.parametrize("name", ["mosaic", "gpt2"])
+def test_generated_tokens_are_those_drawn_from_the_parallel_forward(networks, name, lengths):
+    model, params = networks(name)
+    prompts = prompts_of(lengths)
+    key_B = prompt_keys(7, prompts)
+    rows = generate(model, params, prompts, max_tokens=120, sampling=SOFT, seed=7)
+    for prompt, row, key in zip(prompts, rows, key_B, strict=True):
+        assert len(row) == 120
+        logits_TV = parallel_logits(model, params, prompt + row)[len(prompt) - 1 : -1]
+        drawn_T = draw(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(120)), jnp.asarray(logits_TV), SOFT)
+        assert row == drawn_T.tolist()
+    assert len({tuple(row[:20]) for row in rows}) == len(rows)
+
+
+def test_continuation_depends_on_its_own_prompt_alone(networks):
+    model, params = networks("mosaic")
+    first, second, third = prompts_of(LENGTHS)
+
+    def continued(*prompts, **changes):
+        return generate(model, params, prompts, **{"max_tokens": 40, "sampling": SOFT, "seed": 1} | changes)
+
+    alone = [continued(prompt)[0] for prompt in (first, second, third)]
+    assert continued(third, first, second) == [alone[2], alone[0], alone[1]]
+    again = continued(first, first)
+    assert again[0] == alone[0] and again[1] != alone[0]
+    assert continued(first, seed=2)[0] != alone[0]
+    assert continued(first, max_tokens=90)[0][:40] == alone[0]
+    assert continued() == []
+
+
+def test_rows_end_one_by_one_and_unknown_tokens_are_never_drawn(networks, monkeypatch):
+    model, params = networks("mosaic")
+    prompts = [[token] for token in range(8)]
+    free = generate(model, params, prompts, max_tokens=60, sampling=SOFT, vocab_size=9)
+    assert {token for row in free for token in row} == set(range(9))
+    monkeypatch.setattr(decoder, "BURST_SECONDS", 0.0)  # bursts of one token
+    bursts = list(stream(model, params, prompts, max_tokens=60, sampling=SOFT, vocab_size=9, end=4))
+    for row, whole in enumerate(free):
+        stop = whole.index(4) if 4 in whole else 60
+        assert [token for burst in bursts for token in burst.tokens[row]] == whole[:stop]
+        assert [burst.alive[row] for burst in bursts[: stop + 1]][-1] is False
+        assert all(burst.alive[row] for burst in bursts[: min(stop, 59)])
+    assert len(bursts) == min(60, 1 + max(whole.index(4) if 4 in whole else 60 for whole in free))
+
+
+def test_gpt2_stops_at_the_last_learned_position(networks):
+    model, params = networks("gpt2")
+    prompts = prompts_of((150, 160))
+    rows = generate(model, params, prompts, max_tokens=50, sampling=Sampling(temperature=0))
+    assert [len(row) for row in rows] == [11, 1] == [longest_continuation(model, n, 50) for n in (150, 160)]
+    for prompt, row in zip(prompts, rows, strict=True):
+        logits_TV = parallel_logits(model, params, (prompt + row)[:160])
+        assert row == logits_TV[len(prompt) - 1 :].argmax(-1).tolist()
+    assert longest_continuation(networks("mosaic")[0], 10**6, 50) == 50
+
+
+def test_refuses_prompts_that_cannot_be_continued(networks):
+    model, params = networks("gpt2")
+    with pytest.raises(UserError, match="prompt 2 is empty"):
+        generate(model, params, [[1], []])
+    with pytest.raises(UserError, match=r"the prompt has 161 tokens, .* learned 160 positions"):
+        generate(model, params, [[1] * 161])
+    with pytest.raises(UserError, match=r"token id outside 0\.\.9"):
+        generate(model, params, [[10]], vocab_size=10)
+
+
+def test_training_parameters_serve_and_compile_once(networks):
+    """As the training loop has them: scanned, and new at every sample."""
+    model, params = networks("mosaic")
+    scanned = type(model)(dataclasses.replace(model.config, scan_layers=True, remat="full"))
+    prompts = prompts_of((3, 9))
+    expected = generate(model, params, prompts, max_tokens=20)
+    assert generate(scanned, stack_layers(params), prompts, max_tokens=20) == expected
+    compiled = decoder._burst._cache_size(), memories._feed._cache_size()
+    changed = jax.tree.map(lambda leaf: 1.5 * leaf, params)
+    assert generate(scanned, stack_layers(changed), prompts, max_tokens=20) != expected
+    assert (decoder._burst._cache_size(), memories._feed._cache_size()) == compiled
+
+
+def test_bfloat16_decodes_as_its_own_parallel_forward(networks):
+    model, params = networks("mosaic")
+    half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
+    (row,) = generate(half, params, [[1, 2, 3]], max_tokens=40, sampling=Sampling(temperature=0))
+    logits_TV = parallel_logits(half, params, [1, 2, 3, *row])[2:-1]
+    # Rounding may turn a near tie, never more.
+    assert np.all(logits_TV.max(-1) - logits_TV[np.arange(40), row] < 0.1)

@@ -1,0 +1,210 @@
+"""What configs promise: sizes, initial values, types, dropout, layouts of layers, and refusals."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaics_jax.models import GPT2, GPT2Config, MemoryMosaic, MosaicConfig, stack_layers, unstack_layers
+
+
+def shapes_of(model):
+    return jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"])
+
+
+@pytest.mark.parametrize("model, count", [(MemoryMosaic(MosaicConfig()), 123_588_336), (GPT2(GPT2Config()), 123_980_544)])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_published_sizes(model, count, scan_layers):
+    model = type(model)(dataclasses.replace(model.config, scan_layers=scan_layers))
+    assert sum(leaf.size for leaf in shapes_of(model)) == count
+
+
+def initial(config):
+    model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = jax.tree.map(lambda box: np.asarray(box.value), params, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def assert_normal(values, std):
+    assert abs(values.mean()) < 5 * std / math.sqrt(values.size)
+    assert values.std() == pytest.approx(std, rel=0.02)
+
+
+WIDE = {"vocab_size": 300, "n_layer": 2, "n_head": 4, "n_embd": 128}
+
+
+@pytest.mark.parametrize("variant", ["library", "nano"])
+@pytest.mark.parametrize("weight_tying", [True, False])
+def test_initial_values_of_the_mosaic(variant, weight_tying):
+    config = MosaicConfig(pmem_size=100, variant=variant, weight_tying=weight_tying, bias=True, **WIDE)
+    params = initial(config)
+    width, nano = config.n_embd, variant == "nano"
+    inner, output = (0.02, 0.02 / math.sqrt(2 * 2)) if nano else (width**-0.5, (width * 2) ** -0.5)
+    embedding = 0.02 if nano else width**-0.5 if weight_tying else 1.0
+    assert_normal(params["embedding"], embedding)
+    if not weight_tying:
+        assert_normal(params["head"], 0.02 if nano else width**-0.5)
+    for block in ("blocks_0", "blocks_1"):
+        for name in ("contextual/key/W_phi", "contextual/value/W_psi", "persistent/key/W_phi"):
+            assert_normal(params[f"{block}/{name}/kernel"], inner)
+        for unit in ("contextual", "persistent"):
+            assert_normal(params[f"{block}/{unit}/W_z/kernel"], output)
+            np.testing.assert_allclose(params[f"{block}/{unit}/key/decay"], np.linspace(0.5, 5, 4) / 10, rtol=1e-6)
+            np.testing.assert_allclose(params[f"{block}/{unit}/key/bandwidth"], 0.1)
+        for x in "kv":
+            assert_normal(params[f"{block}/persistent/P_{x}"], (width // 4) ** -0.5)
+        np.testing.assert_allclose(params[f"{block}/contextual/value/gain"], -0.05)
+        np.testing.assert_allclose(params[f"{block}/persistent/gain"], -0.05)
+        peek = params[f"{block}/contextual/value/peek"]
+        assert np.all((peek >= 0) & (peek < 1)) and len(set(peek)) == 4
+    assert all(np.all(leaf == 1) for name, leaf in params.items() if name.endswith("scale"))
+    assert all(np.all(leaf == 0) for name, leaf in params.items() if name.endswith("bias"))
+    assert not np.array_equal(params["blocks_0/persistent/P_k"], params["blocks_1/persistent/P_k"])
+
+
+def test_initial_values_of_convolutions():
+    params = initial(MosaicConfig(pmem_size=4, value_convolution=True, key_taps=3, **WIDE))
+    assert_normal(params["blocks_0/contextual/key/W_phi/kernel"], (3 * 128) ** -0.5)
+    assert_normal(params["blocks_0/contextual/value/W_psi/kernel"], (2 * 128) ** -0.5)
+
+
+def test_initial_values_of_the_baseline():
+    params = initial(GPT2Config(context_length=64, **WIDE))
+    for name, leaf in params.items():
+        if name.endswith(("proj/kernel", "down/kernel")):
+            assert_normal(leaf, 0.02 / math.sqrt(2 * 2))
+        elif not name.endswith("scale"):
+            assert_normal(leaf, 0.02)
+
+
+def test_first_loss_is_that_of_a_uniform_guess():
+    """No 1/sqrt(C) is forgotten or taken twice: the loss begins near ln V."""
+    tokens = np.random.default_rng(0).integers(0, 300, (4, 33)).astype(np.int32)
+    for config in (MosaicConfig(pmem_size=50, **WIDE), GPT2Config(context_length=64, **WIDE)):
+        model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
+        params = model.init(jax.random.key(0), tokens[:, :2])["params"]
+        loss, _ = model.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], method="loss")
+        assert float(loss) == pytest.approx(math.log(300), abs=0.1)
+
+
+def test_types(network, tokens):
+    """bfloat16 computes in bfloat16 and keeps float32 parameters, logits, loss and gradients."""
+    model, params = network
+    half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
+    assert all(leaf.dtype == jnp.float32 for leaf in shapes_of(half))
+
+    @jax.jit
+    def run(params):
+        loss = lambda p: half.apply({"params": p}, tokens(2, 9), tokens(2, 9, seed=1), method="loss")[0]
+        return half.apply({"params": params}, tokens(2, 9)), jax.value_and_grad(loss)(params), half.apply({"params": params}, tokens(2, 9), method="hidden")
+
+    logits, (loss, grads), hidden = run(params)
+    assert (logits.dtype, loss.dtype, hidden.dtype) == (jnp.float32, jnp.float32, jnp.bfloat16)
+    assert all(g.dtype == jnp.float32 and np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+RATES = ["ic_dropout", "hd_dropout", "embed_dropout"]
+
+
+@pytest.mark.parametrize("rate", [*RATES, "dropout"])
+def test_dropout_is_for_training_alone(mosaic_config, gpt2_config, make, tokens, rate):
+    plain = mosaic_config if rate in RATES else gpt2_config
+    model, params = make(dataclasses.replace(plain, **{rate: 0.3}))
+    sequence = tokens(2, 9)
+    run = jax.jit(lambda key: model.apply({"params": params}, sequence, True, rngs={"dropout": key}))
+    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    evaluated = model.apply({"params": params}, sequence)
+    np.testing.assert_array_equal(first, again)
+    assert np.max(np.abs(first - other)) > 1e-3 and np.max(np.abs(first - evaluated)) > 1e-3
+    np.testing.assert_array_equal(evaluated, type(model)(plain).apply({"params": params}, sequence))
+
+
+def test_dropout_differs_between_layers_and_steps_under_scan(mosaic_config, make, tokens):
+    """Weights dropped in one scanned layer are not those dropped in the other: equal layers give unequal answers."""
+    config = dataclasses.replace(mosaic_config, hd_dropout=0.5, scan_layers=True, remat="full")
+    model, params = make(config)
+    run = jax.jit(lambda key: model.apply({"params": params}, tokens(2, 9), True, rngs={"dropout": key}))
+    assert np.max(np.abs(run(jax.random.key(0)) - run(jax.random.key(1)))) > 1e-3
+
+
+def test_loss_is_that_of_the_logits(network, tokens):
+    model, params = network
+    model = type(model)(dataclasses.replace(model.config, skip_tokens=3))
+    sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
+    targets[0, 5] = -1
+    loss, count = model.apply({"params": params}, sequence, targets, method="loss")
+    log_p = jax.nn.log_softmax(model.apply({"params": params}, sequence))
+    valid = targets[:, 3:] >= 0
+    picked = np.take_along_axis(np.asarray(log_p), np.maximum(targets[:, 3:], 0)[..., None], axis=-1)[..., 0]
+    assert int(count) == valid.sum() == 11
+    assert float(loss) == pytest.approx(-picked[valid].mean(), rel=1e-5)
+
+
+def test_scanned_layers(network, tokens):
+    """Parameters convert both ways bit for bit, and both layouts compute the same."""
+    model, params = network
+    scanned = type(model)(dataclasses.replace(model.config, scan_layers=True))
+    stacked = stack_layers(params)
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
+    shapes = jax.eval_shape(scanned.init, jax.random.key(0), tokens(1, 2))["params"]
+    shapes = jax.tree.map(lambda box: box.value.shape, shapes, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, stacked)
+    ours = jax.jit(scanned.apply)({"params": stacked}, tokens(2, 9))
+    np.testing.assert_allclose(ours, jax.jit(model.apply)({"params": params}, tokens(2, 9)), atol=2e-5)
+
+
+@pytest.mark.parametrize("nano", [False, True])
+def test_where_the_authors_code_divides_by_zero(mosaic_config, make, tokens, nano):
+    """A zero vector at the input, c = 0 with nothing to peek at, and no decay: finite value and gradient."""
+    config = dataclasses.replace(mosaic_config, variant="nano" if nano else "library")
+    model, params = make(config)
+
+    @jax.jit
+    def run(params, sequence):
+        loss = lambda p: model.apply({"params": p}, sequence, sequence, method="loss")[0]
+        return model.apply({"params": params}, sequence), jax.grad(loss)(params)
+
+    def zero(params, *names):
+        return jax.tree_util.tree_map_with_path(lambda path, a: 0 * a if path[-1].key in names else a, params)
+
+    sequence = tokens(2, 6)
+    blank = params | {"embedding": np.where(np.arange(31)[:, None] == sequence[0, 0], 0, params["embedding"])}
+    cases = [blank, zero(params, "embedding"), zero(params, "peek"), zero(params, "decay"), zero(blank, "peek", "decay")]
+    for case in cases:
+        logits, grads = run(case, sequence)
+        assert np.all(np.isfinite(logits)) and all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+BAD = [
+    ({"n_embd": 30, "n_head": 4}, "n_embd=30 is not divisible by n_head=4"),
+    ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+    ({"vocab_size": -1}, "vocab_size=-1"),
+    ({"skip_tokens": -1}, "skip_tokens=-1"),
+    ({"dtype": "float16"}, "dtype='float16' is not one of float32, bfloat16, float64"),
+    ({"remat": "some"}, "remat='some'"),
+    ({"retrieval": "flash"}, "retrieval='flash'"),
+]
+BAD_MOSAIC = [
+    ({"pmem_size": 0}, "pmem_size=0"),
+    ({"key_taps": 0}, "key_taps=0"),
+    ({"variant": "micro"}, "variant='micro' is not one of library, nano"),
+    ({"ic_dropout": 1.0}, "ic_dropout=1.0 must be at least 0 and below 1"),
+]
+BAD_GPT2 = [
+    ({"context_length": 0}, "context_length=0"),
+    ({"gelu": "relu"}, "gelu='relu' is not one of tanh, erf"),
+    ({"dropout": -0.1}, "dropout=-0.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "config_class, fields, message",
+    [(MosaicConfig, *bad) for bad in BAD + BAD_MOSAIC] + [(GPT2Config, *bad) for bad in BAD + BAD_GPT2],
+)
+def test_bad_configs_are_refused(config_class, fields, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        config_class(**fields)

@@ -1,0 +1,147 @@
+"""Retrieval along a sequence, from stored pairs and from fixed slots: every form against its definition, and dropout."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mosaics_jax.ops.retrieval
+from mosaics_jax.ops import RetrievalForm, causal_retrieval, slot_retrieval, stored_retrieval
+
+FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
+RATE = 0.3
+
+
+def regress(scores, mask, values):
+    """Each query by itself: softmax over the pairs it may see, 0 without any."""
+    kernel = jnp.where(mask, jnp.exp(scores), 0)
+    total = kernel.sum(-1, keepdims=True)
+    return jnp.einsum("bhtn,bhnd->bthd", kernel / jnp.where(total == 0, 1, total), values)
+
+
+def causal_definition(queries, keys, values, strict):
+    scores = jnp.einsum("bthd,bnhd->bhtn", queries, keys)
+    mask = jnp.tril(jnp.ones(scores.shape[-2:], bool), -1 if strict else 0)
+    return regress(scores, mask, jnp.moveaxis(values, 1, 2))
+
+
+CAUSAL = [("float32", strict, time) for strict in (True, False) for time in (1, 2, 63, 130)]
+CAUSAL += [("bfloat16", True, 63), ("bfloat16", True, 130)]
+
+
+@pytest.mark.parametrize("dtype, strict, time", CAUSAL)
+def test_causal(assert_same, normal, dtype, strict, time):
+    args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
+    forms = [functools.partial(causal_retrieval, strict=strict, form=form) for form in FORMS]
+    assert_same(functools.partial(causal_definition, strict=strict), forms, args, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_memory_of_one_pair_answers_its_value_and_an_empty_one_zero(normal, form):
+    values = normal(1, 5, 1, 2)
+    answers = causal_retrieval(normal(1, 5, 1, 2, seed=1), normal(1, 5, 1, 2, seed=2), values, form=form)
+    assert np.all(answers[0, 0] == 0)
+    np.testing.assert_allclose(answers[0, 1], values[0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_scores_stay_finite(normal, form):
+    args = [150 * normal(1, 130, 1, 2, seed=0), 150 * normal(1, 130, 1, 2, seed=1), normal(1, 130, 1, 2, seed=2)]
+    out, pull = jax.vjp(lambda *a: causal_retrieval(*a, form=form), *args)
+    assert np.all(np.isfinite(out)) and all(np.all(np.isfinite(g)) for g in pull(jnp.ones_like(out)))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_causal_dropout_is_the_same_in_every_form(assert_same, normal, strict):
+    args = [normal(2, 130, 3, 4, seed=seed) for seed in range(3)]
+    common = {"strict": strict, "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    naive, blockwise = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [blockwise], args)
+
+
+def test_dropout_drops_its_share_and_rescales_the_rest(normal):
+    """With the values an identity, answers are the weights themselves."""
+    time = 64
+    queries, keys = normal(3, time, 2, time), normal(3, time, 2, time, seed=1)
+    values = np.broadcast_to(np.eye(time, dtype=np.float32)[:, None], (3, time, 2, time))
+    retrieve = jax.jit(
+        lambda seed, rate: causal_retrieval(0.1 * queries, keys, values, dropout_rate=rate, dropout_seed=seed),
+        static_argnums=1,
+    )
+    plain = np.asarray(retrieve(jnp.uint32(0), 0.0))
+    dropped = np.stack([retrieve(jnp.uint32(seed), RATE) for seed in range(20)])
+    seen = plain > 0
+    kept = dropped[:, seen] > 0
+    np.testing.assert_allclose(dropped[:, seen][kept], np.broadcast_to(plain[seen], kept.shape)[kept] / (1 - RATE), rtol=1e-5)
+    assert 1 - kept.mean() == pytest.approx(RATE, abs=0.003)
+    # Entries are independent of each other, of the query, head and row of the batch, and of the seed.
+    assert np.corrcoef(kept).std() < 0.25
+    as_grid = dropped[0] > 0
+    for axis in range(3):
+        moved = np.roll(as_grid, 1, axis)[seen & np.roll(seen, 1, axis)]
+        assert abs(np.corrcoef(moved, as_grid[seen & np.roll(seen, 1, axis)])[0, 1]) < 0.04
+    np.testing.assert_allclose(dropped.mean(axis=0)[seen], plain[seen], atol=6 * np.sqrt(RATE / (1 - RATE) / 20) * plain.max())
+
+
+def test_dropout_without_a_seed_is_refused(normal):
+    x = normal(1, 3, 1, 2)
+    with pytest.raises(ValueError, match="dropout_seed"):
+        causal_retrieval(x, x, x, dropout_rate=0.1)
+    with pytest.raises(ValueError, match="dropout_seed"):
+        slot_retrieval(x, normal(1, 1, 4, 2), normal(1, 1, 4, 2), dropout_rate=0.1)
+
+
+def slot_definition(queries, keys, values):
+    scores = jnp.einsum("bthd,khmd->kbhtm", queries, keys)
+    weights = jnp.exp(scores) / jnp.exp(scores).sum(-1, keepdims=True)
+    return jnp.einsum("kbhtm,khmd->kbthd", weights, values).mean(0)
+
+
+SLOTS = [("float32", 1, 1), ("float32", 2, 2), ("float32", 63, 1), ("float32", 130, 2), ("bfloat16", 63, 2)]
+
+
+@pytest.mark.parametrize("dtype, time, banks", SLOTS)
+def test_slots(assert_same, normal, monkeypatch, dtype, time, banks):
+    # Several blocks of queries, of which the last is padded.
+    monkeypatch.setattr(mosaics_jax.ops.retrieval, "slot_rows", lambda: 40)
+    args = (normal(2, time, 3, 4), normal(banks, 3, 7, 4, seed=1), normal(banks, 3, 7, 4, seed=2))
+    forms = [functools.partial(slot_retrieval, form=form) for form in FORMS]
+    assert_same(slot_definition, forms, args, dtype)
+
+
+def test_slot_dropout_is_the_same_in_every_form(assert_same, normal, monkeypatch):
+    monkeypatch.setattr(mosaics_jax.ops.retrieval, "slot_rows", lambda: 40)
+    args = (normal(2, 63, 3, 4), normal(2, 3, 7, 4, seed=1), normal(2, 3, 7, 4, seed=2))
+    common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    naive, blockwise = (functools.partial(slot_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [blockwise], args)
+
+
+def test_slot_dropout_share():
+    """One slot of value 1: an answer is the kept weight itself, averaged over two banks that drop apart."""
+    queries, slots = np.zeros((20, 100, 5, 1), np.float32), np.ones((2, 5, 1, 1), np.float32)
+    answers = slot_retrieval(queries, slots, slots, dropout_rate=RATE, dropout_seed=jnp.uint32(3))
+    kept = np.round(np.asarray(answers) * 2 * (1 - RATE)).astype(int)
+    share = np.bincount(kept.ravel(), minlength=3) / kept.size
+    np.testing.assert_allclose(share, [RATE**2, 2 * RATE * (1 - RATE), (1 - RATE) ** 2], atol=0.02)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("time", [1, 3])
+def test_stored(normal, monkeypatch, time, first):
+    """Rows at different lengths; what lies in slots that were never written does not matter."""
+    monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 4)
+    capacity, length = 11, np.array([0, 2, 8])
+    queries, keys, values = normal(3, time, 2, 4), normal(3, 2, capacity, 4, seed=1), normal(3, 2, capacity, 4, seed=2)
+    slot, last = np.arange(capacity), length[:, None] + np.arange(time)
+    mask = (slot >= first) & (slot <= last[..., None])
+    expected = regress(jnp.einsum("bthd,bhnd->bhtn", queries, keys), mask[:, None], values)
+    unwritten = slot > last[:, -1:]
+    keys[np.broadcast_to(unwritten[:, None], keys.shape[:3])] = 1e4
+    values[np.broadcast_to(unwritten[:, None], values.shape[:3])] = 1e4
+    answers = stored_retrieval(queries, keys, values, length, first)
+    np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
+    if first == 1:
+        assert np.all(answers[0, 0] == 0)
