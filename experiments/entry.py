@@ -18,7 +18,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs ``main`` under absl; a UserError becomes one line on standard error and exit status 2."""
 
     def guarded(argv: list[str]) -> int | None:
-        if flags.FLAGS["verbosity"].using_default_value:
+        if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
         try:
             if len(argv) > 1:

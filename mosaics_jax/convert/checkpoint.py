@@ -26,10 +26,10 @@ def from_torch(
     """Config and parameters (nested dict of float32 numpy arrays, layers not stacked) of a PyTorch checkpoint.
 
     state_dict: arrays under the names of the authors' `Library` (both versions), `nanoMosaics`, or nanoGPT's GPT, which
-    is recognised from them; or a dict that holds this as ``model``. Names and shapes give the config, but for what leaves
-    no trace there: ``pre_ln`` (of `Library`), ``n_head`` (of GPT; default heads 64 wide), ``gelu`` (of GPT: "tanh" in
-    `Library`, "erf" in nanoGPT and `nanoMosaics`), skip_tokens, dropouts. Raises UserError naming arrays that are
-    missing, unknown or of another shape.
+    is recognised from them; or a dict that holds this as ``model``. Names and shapes give the config, except for what
+    leaves no trace there: ``pre_ln`` (of `Library`), ``n_head`` (of GPT; default: heads 64 wide), ``gelu`` (of GPT:
+    "tanh" in `Library`, "erf" in nanoGPT and `nanoMosaics`), skip_tokens and dropouts. Raises UserError naming arrays
+    that are missing, unknown or of another shape.
     """
     arrays = _parameters(state_dict)
     cuda_keys = "blocks.0.attn.leaky_average.linear.weight" in arrays
@@ -48,7 +48,11 @@ def from_torch(
     except ValueError as error:
         raise UserError(f"the checkpoint's shapes make no model: {error}") from error
     table = entries(config, cuda_keys)
-    _check_names(arrays, table)
+    problems = _differences(
+        {name: array.shape for name, array in arrays.items()}, {entry.name: entry.shape for entry in table}
+    )
+    if problems:
+        raise UserError(f"the checkpoint does not fit the model that its names tell: {problems}")
     return config, _nest(table, arrays)
 
 
@@ -60,19 +64,21 @@ def to_torch(config: MosaicConfig | GPT2Config, params: Params) -> Arrays:
     """
     if "blocks" in params:
         params = unstack_layers(params)
-    leaves = {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    leaves = {tuple(key.key for key in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(params)}
     table = entries(config)
-    wanted = {entry.path for entry in table}
-    if leaves.keys() != wanted:
-        missing, unknown = (["/".join(path) for path in paths] for paths in (wanted - leaves.keys(), leaves.keys() - wanted))
-        raise UserError(f"the parameters do not fit the config: {_listing(missing, unknown, [])}")
+    shapes = {}
+    for entry in table:
+        shapes[entry.path] = entry.target_shape if entry.bank is None else (entry.bank + 1, *entry.target_shape)
+    problems = _differences(
+        {"/".join(path): leaf.shape for path, leaf in leaves.items()},
+        {"/".join(path): shape for path, shape in shapes.items()},
+    )
+    if problems:
+        raise UserError(f"the parameters do not fit the config: {problems}")
     arrays = {}
     for entry in table:
-        leaf = np.asarray(leaves[entry.path], np.float32)
+        leaf = leaves[entry.path].astype(np.float32)
         leaf = leaf if entry.bank is None else leaf[entry.bank]
-        if leaf.shape != entry.target_shape:
-            shape = f"{'/'.join(entry.path)} {leaf.shape}, expected {entry.target_shape}"
-            raise UserError(f"the parameters do not fit the config: {_listing([], [], [shape])}")
         arrays[entry.name] = np.ascontiguousarray(leaf.transpose(np.argsort(entry.order)).reshape(entry.shape))
     return arrays
 
@@ -89,7 +95,9 @@ def _parameters(state_dict: Mapping[str, Any]) -> Arrays:
             continue
         array = np.asarray(value)
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(f"{name} of the checkpoint is of type {array.dtype}: an array of floating-point numbers is needed")
+            raise UserError(
+                f"{name} of the checkpoint is of type {array.dtype}: an array of floating-point numbers is needed"
+            )
         arrays[name] = array.astype(np.float32)
     return arrays
 
@@ -120,7 +128,7 @@ def _library_config(arrays: Arrays, pre_ln: bool, cuda_keys: bool) -> MosaicConf
     vocab_size, n_embd = _shape(arrays, "emb.weight", 2)
     attn_only = "blocks.0.ln2.weight" not in arrays
     value_convolution = "blocks.0.attn.v_featurizer.conv.weight" in arrays
-    sizes = {}
+    sizes: dict[str, Any] = {}
     if not attn_only:
         sizes = {
             "pmem_size": _shape(arrays, "blocks.0.pmem.pmem.M_k0", 4)[2],
@@ -161,7 +169,9 @@ def _gpt_config(arrays: Arrays, n_head: int | None, gelu: str) -> GPT2Config:
     vocab_size, n_embd = _shape(arrays, "transformer.wte.weight", 2)
     if n_head is None:
         if n_embd % 64:
-            raise UserError(f"the number of heads is not in a GPT's checkpoint, and width {n_embd} is no multiple of 64: give n_head")
+            raise UserError(
+                f"a GPT's checkpoint does not tell its heads, and width {n_embd} is no multiple of 64: give n_head"
+            )
         n_head = n_embd // 64
     return GPT2Config(
         vocab_size=vocab_size,
@@ -196,20 +206,15 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def _check_names(arrays: Arrays, table: list[Entry]) -> None:
-    shapes = {entry.name: entry.shape for entry in table}
-    missing = [name for name in shapes if name not in arrays]
-    unknown = [name for name in arrays if name not in shapes]
+def _differences(found: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]]) -> str:
+    """What is missing, unknown or of another shape, in a few words; empty if nothing is."""
+    missing = [name for name in needed if name not in found]
+    unknown = [name for name in found if name not in needed]
     wrong = [
-        f"{name} {arrays[name].shape}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != shape
+        f"{name} {found[name]}, expected {shape}"
+        for name, shape in needed.items()
+        if name in found and found[name] != shape
     ]
-    if missing or unknown or wrong:
-        raise UserError(f"the checkpoint does not fit the model that its names tell: {_listing(missing, unknown, wrong)}")
-
-
-def _listing(missing: list[str], unknown: list[str], wrong: list[str]) -> str:
     parts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     return "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
 

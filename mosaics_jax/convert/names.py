@@ -13,8 +13,8 @@ Path = tuple[str, ...]
 class Entry:
     """The array ``name`` of a checkpoint, of shape ``shape``, and the parameter at ``path`` that it is.
 
-    The parameter is the array viewed as ``view`` with its axes taken in ``order`` (defaults: as it is). With ``bank`` it
-    is that row of the parameter's first axis. Two entries of one path are the same array under two names.
+    The parameter is the array viewed as ``view`` with its axes taken in ``order`` (defaults: as it is). With ``bank``
+    it is that row of the parameter's first axis. Two entries of one path are the same array under two names.
     """
 
     name: str
@@ -94,9 +94,7 @@ def _library(c: MosaicConfig, cuda_keys: bool) -> list[Entry]:
             *_linear(f"{name}.pmem.c_proj", (*unit, "W_z"), width, width, c.bias),
         ]
         for n in range(c.pmem_count):
-            table += [
-                Entry(f"{name}.pmem.pmem.M_{x}{n}", slot, (*unit, f"P_{x}"), view=slot[1:], bank=n) for x in "kv"
-            ]
+            table += [Entry(f"{name}.pmem.pmem.M_{x}{n}", slot, (*unit, f"P_{x}"), view=slot[1:], bank=n) for x in "kv"]
     return [*table, *_norm("ln_out", ("ln_out",), width, c.bias), _head("head", c)]
 
 

@@ -18,6 +18,7 @@ from mosaics_jax.inference.memories import (
     fold_batch,
     grow,
     longest_continuation,
+    one_device,
     remember,
     unfold_batch,
 )
@@ -70,14 +71,15 @@ def beam_search(
     if not limit_P.any():
         return [[Hypothesis([], 0.0)] for _ in prompts]
     model, params = decodable(model, params)
-    state = _first(beams, max_tokens, *remember(model, params, prompts), limit_P)
     fed, left, end = max(map(len, prompts)), int(limit_P.max()), -1 if end is None else end
-    while left and np.asarray(state.alive_PW).any():
-        if fed == capacity_of(state.memory):
-            state = state._replace(memory=grow(state.memory, 2 * fed))
-        steps = min(left, capacity_of(state.memory) - fed)
-        state = _search(model, vocab_size, params, state, limit_P, end, steps)
-        fed, left = fed + steps, left - steps
+    with one_device():
+        state = _first(beams, max_tokens, *remember(model, params, prompts), limit_P)
+        while left and np.asarray(state.alive_PW).any():
+            if fed == capacity_of(state.memory):
+                state = state._replace(memory=grow(state.memory, 2 * fed))
+            steps = min(left, capacity_of(state.memory) - fed)
+            state = _search(model, vocab_size, params, state, limit_P, end, steps)
+            fed, left = fed + steps, left - steps
     tokens_PWT, sum_PW, count_PW = map(np.asarray, (state.tokens_PWT, state.sum_PW, state.count_PW))
     return [
         [

@@ -22,6 +22,7 @@ from mosaics_jax.inference.memories import (
     fold_batch,
     grow,
     longest_continuation,
+    one_device,
     remember,
     unfold_batch,
 )
@@ -97,10 +98,11 @@ def stream(
     if not limit_B.any():
         return iter(())
     model, params = decodable(model, params)
-    memory, logits_BV = remember(model, params, prompts)
-    state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
-    end = -1 if end is None else end
-    return bursts(model, params, state, limit_B, prompt_keys(seed, prompts), sampling, end, vocab_size)
+    with one_device():
+        memory, logits_BV = remember(model, params, prompts)
+        state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
+        key_B = prompt_keys(seed, prompts)
+    return bursts(model, params, state, limit_B, key_B, sampling, -1 if end is None else end, vocab_size)
 
 
 def bursts(
@@ -114,19 +116,20 @@ def bursts(
     vocab_size: int,
 ) -> Iterator[Burst]:
     """Goes on from ``state``, whose arrays it uses up, until every row has ended or has ``limit_B`` tokens."""
-    fed = int(jnp.max(state.memory.length_B))
+    fed = int(np.asarray(state.memory.length_B).max())
     left = int(np.max(limit_B))
     capacity = 0  # of the newest compiled step
     step_seconds = BURST_SECONDS
     alive = [True]
     while left and any(alive):
-        if fed == capacity_of(state.memory):
-            state = state._replace(memory=grow(state.memory, 2 * fed))
-        compiled = capacity != capacity_of(state.memory)
-        capacity = capacity_of(state.memory)
-        steps = 1 if compiled else min(BURST, capacity - fed, left, max(1, int(BURST_SECONDS / step_seconds)))
         began = time.perf_counter()
-        tokens_BT, state = _burst(model, sampling, vocab_size, params, state, key_B, limit_B, end, steps)
+        with one_device():
+            if fed == capacity_of(state.memory):
+                state = state._replace(memory=grow(state.memory, 2 * fed))
+            compiled = capacity != capacity_of(state.memory)
+            capacity = capacity_of(state.memory)
+            steps = 1 if compiled else min(BURST, capacity - fed, left, max(1, int(BURST_SECONDS / step_seconds)))
+            tokens_BT, state = _burst(model, sampling, vocab_size, params, state, key_B, limit_B, end, steps)
         tokens = [[int(token) for token in row if token >= 0] for row in np.asarray(tokens_BT)]
         alive = np.asarray(state.alive_B).tolist()
         seconds = time.perf_counter() - began

@@ -1,15 +1,16 @@
 """The memories of a generation: a network made ready for them, filled with prompts, grown, kept in place in loops."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LanguageModel, unstack_layers
@@ -21,6 +22,18 @@ CHUNKS = (128, 32)
 LEAST_CAPACITY = 256
 
 
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Generation runs on this process's first device, also when the program around it, a training loop, has a mesh."""
+    with jax.set_mesh(_mesh_of_one()), nn.logical_axis_rules(()):
+        yield
+
+
+@functools.cache
+def _mesh_of_one() -> Mesh:
+    return jax.make_mesh((1,), ("one",), devices=jax.local_devices()[:1], axis_types=(AxisType.Auto,))
+
+
 def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
     """The same network in the form that generation runs: layers unscanned, parameters whole and on one device.
 
@@ -30,22 +43,24 @@ def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Para
     params = nn.meta.unbox(params)
     if model.config.scan_layers:
         model, params = type(model)(dataclasses.replace(model.config, scan_layers=False)), unstack_layers(params)
-    dtype, device = jnp.dtype(model.config.dtype), jax.local_devices()[0]
-
-    def prepare(leaf: Array) -> Array:
-        leaf = jax.device_put(_whole(leaf), device)
-        return leaf.astype(dtype) if leaf.ndim > 1 else leaf
-
-    return model, jax.tree.map(prepare, params)
+    params = jax.tree.map(_on_first_device, params)
+    with one_device():
+        return model, _cast_matrices(params, model.config.dtype)
 
 
-def _whole(leaf: Array) -> Array:
-    """An array that is spread over processes, as this process's copy of all of it."""
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return leaf
-    assert isinstance(leaf.sharding, NamedSharding)
-    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=everywhere)(leaf).addressable_data(0)
+def _on_first_device(leaf: Array) -> Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = _replicate(leaf.sharding.mesh)(leaf).addressable_data(0)  # type: ignore[attr-defined]
+    return jax.device_put(leaf, jax.local_devices()[0])
+
+
+@functools.cache
+def _replicate(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _cast_matrices(params: Params, dtype: str) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
 
 def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
@@ -103,9 +118,8 @@ def _feed(
 def extend(
     model: LanguageModel, params: Params, tokens_BT: Array, memory: Memory, valid_B: Array
 ) -> tuple[Array, Memory]:
-    """`LanguageModel.extend_last` on one device, whatever mesh the surrounding program has."""
-    with nn.logical_axis_rules(()):
-        return model.apply({"params": params}, tokens_BT, memory, valid_B, method="extend_last")  # type: ignore[return-value]
+    """`LanguageModel.extend_last`: the logits (B, V) after the last real token of each row's chunk, and the memory."""
+    return model.apply({"params": params}, tokens_BT, memory, valid_B, method="extend_last")  # type: ignore[return-value]
 
 
 def capacity_for(positions: int) -> int:

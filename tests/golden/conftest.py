@@ -18,10 +18,6 @@ HERE = pathlib.Path(__file__).parent
 MANIFEST = json.loads((HERE / "manifest.json").read_text())
 
 
-def loss_and_logits(model, tokens, targets):
-    return model.loss(tokens, targets)[0], model(tokens)
-
-
 class Recording:
     """A recorded language model (or its trajectory): the arrays, and our model with the same parameters."""
 
@@ -44,12 +40,18 @@ class Recording:
         return model, stack_layers(params) if config.scan_layers else params
 
     def gradient(self, model, **compiler_options):
-        """Compiled (params, tokens, targets) -> ((loss, logits), gradients)."""
+        """Compiled (params, tokens, targets) -> (loss, gradients)."""
 
         def loss(params, tokens, targets):
-            return model.apply({"params": params}, tokens, targets, method=loss_and_logits)
+            return model.apply({"params": params}, tokens, targets, method="loss")[0]
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=compiler_options)
+        return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options)
+
+    def logits(self, model, **compiler_options):
+        """Compiled (params, tokens) -> logits."""
+        return jax.jit(
+            lambda params, tokens: model.apply({"params": params}, tokens), compiler_options=compiler_options
+        )
 
     def named(self, tree):
         """A tree like the parameters as a dict under the names of the checkpoint, a tied matrix twice."""

@@ -1,4 +1,4 @@
-"""Single memory blocks against the authors' arrays: outputs, what lies in between, gradients of input and parameters."""
+"""Single memory blocks against the authors' arrays: outputs, what lies in between, gradients of all arguments."""
 
 import json
 import pathlib

@@ -14,7 +14,9 @@ PROMPTS = [[1, 2, 3], [4]]
 
 
 def main() -> None:
-    model = MemoryMosaic(MosaicConfig(vocab_size=24, n_layer=2, n_head=2, n_embd=16, pmem_size=8, scan_layers=True))
+    model = MemoryMosaic(
+        MosaicConfig(vocab_size=24, n_layer=2, n_head=2, n_embd=16, pmem_size=8, scan_layers=True, dtype="bfloat16")
+    )
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
 

@@ -11,7 +11,7 @@ import mosaics_jax.ops.retrieval
 
 TIME = 12
 # How many of each chunk's tokens are real, row by row: chunks of 4, then single tokens. Rows end at different lengths.
-PLAN = [(4, (4, 1, 0)), (4, (4, 4, 3))] + [(1, (1, 1, 1)), (1, (1, 0, 1)), (1, (0, 1, 1)), (1, (1, 1, 0))]
+PLAN = [(4, (4, 1, 0)), (4, (4, 4, 3)), (1, (1, 1, 1)), (1, (1, 0, 1)), (1, (0, 1, 1)), (1, (1, 1, 0))]
 
 
 def decode(model, params, tokens, plan, padding, capacity=20):

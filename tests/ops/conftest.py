@@ -13,7 +13,7 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 def assert_same():
     """``assert_same(definition, forms, args, dtype)``: every form of an op gives what its definition gives.
 
-    Forms get the arguments in ``dtype``, the definition gets the same numbers in float32. All go through one compilation.
+    Forms get the arguments in ``dtype``, the definition the same numbers in float32; all in one compilation.
     """
 
     def check(definition, forms, args, dtype="float32", cast=None):

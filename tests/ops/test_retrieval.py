@@ -1,4 +1,4 @@
-"""Retrieval along a sequence, from stored pairs and from fixed slots: every form against its definition, and dropout."""
+"""Retrieval along a sequence and from stored pairs: every form against its definition, and dropout."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mosaics_jax.ops.retrieval
-from mosaics_jax.ops import RetrievalForm, causal_retrieval, slot_retrieval, stored_retrieval
+from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
 
 FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
 RATE = 0.3
@@ -74,7 +74,9 @@ def test_dropout_drops_its_share_and_rescales_the_rest(normal):
     dropped = np.stack([retrieve(jnp.uint32(seed), RATE) for seed in range(20)])
     seen = plain > 0
     kept = dropped[:, seen] > 0
-    np.testing.assert_allclose(dropped[:, seen][kept], np.broadcast_to(plain[seen], kept.shape)[kept] / (1 - RATE), rtol=1e-5)
+    np.testing.assert_allclose(
+        dropped[:, seen][kept], np.broadcast_to(plain[seen], kept.shape)[kept] / (1 - RATE), rtol=1e-5
+    )
     assert 1 - kept.mean() == pytest.approx(RATE, abs=0.003)
     # Entries are independent of each other, of the query, head and row of the batch, and of the seed.
     assert np.corrcoef(kept).std() < 0.25
@@ -82,50 +84,15 @@ def test_dropout_drops_its_share_and_rescales_the_rest(normal):
     for axis in range(3):
         moved = np.roll(as_grid, 1, axis)[seen & np.roll(seen, 1, axis)]
         assert abs(np.corrcoef(moved, as_grid[seen & np.roll(seen, 1, axis)])[0, 1]) < 0.04
-    np.testing.assert_allclose(dropped.mean(axis=0)[seen], plain[seen], atol=6 * np.sqrt(RATE / (1 - RATE) / 20) * plain.max())
+    np.testing.assert_allclose(
+        dropped.mean(axis=0)[seen], plain[seen], atol=6 * np.sqrt(RATE / (1 - RATE) / 20) * plain.max()
+    )
 
 
 def test_dropout_without_a_seed_is_refused(normal):
     x = normal(1, 3, 1, 2)
     with pytest.raises(ValueError, match="dropout_seed"):
         causal_retrieval(x, x, x, dropout_rate=0.1)
-    with pytest.raises(ValueError, match="dropout_seed"):
-        slot_retrieval(x, normal(1, 1, 4, 2), normal(1, 1, 4, 2), dropout_rate=0.1)
-
-
-def slot_definition(queries, keys, values):
-    scores = jnp.einsum("bthd,khmd->kbhtm", queries, keys)
-    weights = jnp.exp(scores) / jnp.exp(scores).sum(-1, keepdims=True)
-    return jnp.einsum("kbhtm,khmd->kbthd", weights, values).mean(0)
-
-
-SLOTS = [("float32", 1, 1), ("float32", 2, 2), ("float32", 63, 1), ("float32", 130, 2), ("bfloat16", 63, 2)]
-
-
-@pytest.mark.parametrize("dtype, time, banks", SLOTS)
-def test_slots(assert_same, normal, monkeypatch, dtype, time, banks):
-    # Several blocks of queries, of which the last is padded.
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "slot_rows", lambda: 40)
-    args = (normal(2, time, 3, 4), normal(banks, 3, 7, 4, seed=1), normal(banks, 3, 7, 4, seed=2))
-    forms = [functools.partial(slot_retrieval, form=form) for form in FORMS]
-    assert_same(slot_definition, forms, args, dtype)
-
-
-def test_slot_dropout_is_the_same_in_every_form(assert_same, normal, monkeypatch):
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "slot_rows", lambda: 40)
-    args = (normal(2, 63, 3, 4), normal(2, 3, 7, 4, seed=1), normal(2, 3, 7, 4, seed=2))
-    common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
-    naive, blockwise = (functools.partial(slot_retrieval, form=form, **common) for form in FORMS)
-    assert_same(naive, [blockwise], args)
-
-
-def test_slot_dropout_share():
-    """One slot of value 1: an answer is the kept weight itself, averaged over two banks that drop apart."""
-    queries, slots = np.zeros((20, 100, 5, 1), np.float32), np.ones((2, 5, 1, 1), np.float32)
-    answers = slot_retrieval(queries, slots, slots, dropout_rate=RATE, dropout_seed=jnp.uint32(3))
-    kept = np.round(np.asarray(answers) * 2 * (1 - RATE)).astype(int)
-    share = np.bincount(kept.ravel(), minlength=3) / kept.size
-    np.testing.assert_allclose(share, [RATE**2, 2 * RATE * (1 - RATE), (1 - RATE) ** 2], atol=0.02)
 
 
 @pytest.mark.parametrize("first", [0, 1])

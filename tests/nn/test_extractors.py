@@ -1,0 +1,83 @@
+"""Key and value extractors alone: scales, bounds, and which positions they see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaics_jax.nn.extractors import KeyExtractor, ValueExtractor
+
+HEADS, WIDTH, TIME = 2, 6, 5
+
+
+def inputs(seed=0):
+    return np.random.default_rng(seed).standard_normal((1, TIME, WIDTH)).astype(np.float32)
+
+
+def key_extractor(power=1, log_bound=5.0, **fields):
+    module = KeyExtractor(heads=HEADS, power=power, log_bound=log_bound, std=1.0, **fields)
+    params = jax.jit(module.init)(jax.random.key(0), inputs())["params"]
+    return module, jax.tree.map(lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names"))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_keys_have_the_norm_of_their_scale(power):
+    module, params = key_extractor(power)
+    params["bandwidth"] = jnp.array([0.03, -0.2])
+    keys, state = module.apply({"params": params}, inputs())
+    assert state is None
+    norms = np.linalg.norm(keys, axis=-1)
+    np.testing.assert_allclose(norms, np.broadcast_to(np.exp(power * np.array([0.3, -2.0])), norms.shape), rtol=1e-5)
+
+
+def test_the_bound_of_the_scale_passes_the_gradient_at_it_and_stops_it_above():
+    module, params = key_extractor(log_bound=5.0)
+
+    def total(bandwidth):
+        keys, _ = module.apply({"params": params | {"bandwidth": bandwidth}}, inputs())
+        return jnp.sum(jnp.abs(keys)), keys
+
+    gradient, keys = jax.grad(total, has_aux=True)(jnp.array([0.5, 0.6]))
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=-1), np.exp(5.0), rtol=1e-5)
+    assert gradient[0] > 0 and gradient[1] == 0
+
+
+def test_the_sign_of_a_decay_does_not_matter():
+    module, params = key_extractor()
+    keys = [module.apply({"params": params | {"decay": jnp.array(d)}}, inputs())[0] for d in ([0.1, 0.2], [-0.1, 0.2])]
+    np.testing.assert_array_equal(*keys)
+
+
+def test_a_convolution_of_keys_sees_its_taps_and_the_newest_last():
+    """Without a leaky past (a huge decay), key t is made from the positions t - 2 .. t, zeros before the first."""
+    module, params = key_extractor(taps=3)
+    params["decay"] = jnp.full(HEADS, 100.0)
+    x = inputs()
+    keys, _ = module.apply({"params": params}, x)
+    padded = np.concatenate([np.zeros((1, 2, WIDTH), np.float32), x], axis=1)
+    kernel = np.asarray(params["W_phi"]["kernel"])
+    raw = sum(padded[:, s : s + TIME] @ kernel[s] for s in range(3)).reshape(1, TIME, HEADS, -1)
+    expected = np.exp(1.0) * raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+    np.testing.assert_allclose(keys, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_a_value_is_made_of_its_position_and_the_next(convolution):
+    module = ValueExtractor(heads=HEADS, std=1.0, convolution=convolution)
+    x = inputs()
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    now, later, gain = module.apply({"params": params}, x)
+    assert now.shape == later.shape == (1, TIME, HEADS, WIDTH // HEADS)
+    np.testing.assert_allclose(gain, np.exp(-0.5), rtol=1e-6)
+    kernel = np.asarray(params["W_psi"]["kernel"])
+    if convolution:
+        expected = [(x @ kernel[s]).reshape(now.shape) for s in range(2)]
+    else:
+        peek = np.asarray(params["peek"])[:, None]
+        raw = (x @ kernel).reshape(now.shape)
+        expected = [peek * raw, (1 - peek) * raw]
+    np.testing.assert_allclose(now, expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(later, expected[1], rtol=1e-4, atol=1e-5)
+    values = module.apply({"params": params}, now, gain, method="value")
+    np.testing.assert_allclose(np.linalg.norm(values, axis=-1), np.exp(-0.5), rtol=1e-5)

@@ -1,0 +1,79 @@
+"""Contextual and persistent memory as units: the cases whose answers are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaics_jax.nn.contextual import ContextualMemory
+from mosaics_jax.nn.memory import last_valid, write_slots
+from mosaics_jax.nn.persistent import PersistentMemory
+
+HEADS, WIDTH = 2, 6
+COMMON = {"heads": HEADS, "std": 0.5, "output_std": 0.5, "bias": True}
+
+
+def inputs(time, seed=0):
+    return np.random.default_rng(seed).standard_normal((1, time, WIDTH)).astype(np.float32)
+
+
+def unboxed(module, x):
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+    return jax.tree.map(lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names"))
+
+
+def test_contextual_memory_starts_empty_and_then_knows_one_value():
+    unit = ContextualMemory(log_bound=5.0, **COMMON)
+    params = unboxed(unit, inputs(4))
+    params["W_z"]["bias"] = jnp.arange(6.0)
+    y, _ = unit.apply({"params": params}, inputs(4))
+    np.testing.assert_allclose(y[0, 0], np.arange(6.0))
+    # The only pair that position 1 finds is the first: its value is g unit(c w_0 + (1 - c) w_1).
+    raw = (inputs(4) @ params["value"]["W_psi"]["kernel"]).reshape(4, HEADS, -1)
+    peek = np.asarray(params["value"]["peek"])[:, None]
+    mixed = peek * raw[0] + (1 - peek) * raw[1]
+    value = np.exp(-0.5) * mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
+    expected = value.reshape(-1) @ params["W_z"]["kernel"] + np.arange(6.0)
+    np.testing.assert_allclose(y[0, 1], expected, rtol=1e-4)
+    alone, _ = unit.apply({"params": params}, inputs(4)[:, :1])
+    np.testing.assert_allclose(alone[0, 0], np.arange(6.0))
+
+
+def test_persistent_memory_of_one_slot_answers_its_value():
+    unit = PersistentMemory(slots=1, banks=2, log_bound=10.0, **COMMON)
+    params = unboxed(unit, inputs(3))
+    y, _ = unit.apply({"params": params}, inputs(3))
+    expected = np.exp(-0.5) * np.mean(params["P_v"], axis=(0, 2)).reshape(-1) @ params["W_z"]["kernel"]
+    np.testing.assert_allclose(y[0], np.broadcast_to(expected, (3, WIDTH)), rtol=1e-4, atol=1e-6)
+
+
+def test_persistent_memory_has_no_mask_and_queries_with_the_square_of_the_scale():
+    unit = PersistentMemory(slots=5, log_bound=10.0, **COMMON)
+    x = inputs(1)
+    params = unboxed(unit, x)
+    params["key"]["bandwidth"] = jnp.array([0.05, 0.15])
+    raw = (x @ params["key"]["W_phi"]["kernel"]).reshape(HEADS, -1)
+    queries = np.exp([[1.0], [3.0]]) * raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+    scores = np.einsum("hd,hmd->hm", queries, params["P_k"][0])
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    answers = np.exp(-0.5) * np.einsum("hm,hmd->hd", weights, params["P_v"][0])
+    y, _ = unit.apply({"params": params}, x)
+    np.testing.assert_allclose(y[0, 0], answers.reshape(-1) @ params["W_z"]["kernel"], rtol=1e-4, atol=1e-6)
+
+
+def test_states_after_ragged_chunks():
+    before, chunk = -np.ones((3, 2), np.float32), np.arange(18.0, dtype=np.float32).reshape(3, 3, 2)
+    after = last_valid(jnp.asarray(before), jnp.asarray(chunk), np.array([0, 1, 3]))
+    np.testing.assert_array_equal(after, [before[0], chunk[1, 0], chunk[2, 2]])
+    after = last_valid(jnp.asarray(before), jnp.asarray(chunk[:, :1]), np.array([0, 1, 1]))
+    np.testing.assert_array_equal(after, [before[0], chunk[1, 0], chunk[2, 0]])
+
+
+def test_slots_are_written_where_each_row_stands():
+    for batch in (1, 2):
+        chunk = np.arange(batch * 2.0).reshape(batch, 2, 1, 1) + 1
+        length = np.array([3, 1])[:batch]
+        store = np.asarray(write_slots(jnp.zeros((batch, 1, 6, 1)), jnp.asarray(chunk), length))[:, 0, :, 0]
+        for row in range(batch):
+            expected = np.zeros(6)
+            expected[length[row] : length[row] + 2] = chunk[row, :, 0, 0]
+            np.testing.assert_array_equal(store[row], expected)
