@@ -44,7 +44,11 @@ def main(argv: list[str]) -> None:
         if name not in LANGUAGE_MODELS:
             raise UserError(f"--model={name}: the models are {', '.join(LANGUAGE_MODELS)}")
     workdir = check_workdir(WORKDIR.value)
-    text, loop, optimizer = (entry.from_flags(config) for config in (TextConfig, LoopConfig, OptimizerConfig))
+    text, loop, optimizer = (
+        entry.from_flags(TextConfig),
+        entry.from_flags(LoopConfig),
+        entry.from_flags(OptimizerConfig),
+    )
     # Every config is made, and so checked, before the text is touched: V is known only after.
     for name in MODEL.value:
         entry.from_flags(LANGUAGE_MODELS[name][0], vocab_size=1)

@@ -51,7 +51,7 @@ def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) 
         default = defaults.get(field.name, field.default)
         help_text, choices = field.metadata["help"], field.metadata["choices"]
         # As if the entry file had defined it itself, or --help would leave it out.
-        owner = {"module_name": sys.argv[0]}
+        owner: dict[str, Any] = {"module_name": sys.argv[0]}
         if choices:
             flags.DEFINE_enum(field.name, default, list(choices), help_text, **owner)
         else:

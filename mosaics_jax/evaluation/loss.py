@@ -19,7 +19,9 @@ def loss_evaluator(model: LanguageModel, batches: Iterable[Batch]) -> Callable[[
 
     @jax.jit
     def batch_loss(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return model.apply({"params": params}, batch["inputs"], batch["targets"], method="loss")
+        return model.apply(  # type: ignore[return-value]
+            {"params": params}, batch["inputs"], batch["targets"], method="loss"
+        )
 
     def evaluate(params: Params) -> dict[str, float]:
         mesh = jax.sharding.get_mesh()

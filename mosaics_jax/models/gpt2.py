@@ -53,7 +53,7 @@ class GPT2(LanguageModel):
     def block_fields(self) -> dict[str, Any]:
         """Blocks of attention and a feed-forward layer of hidden width 4 C."""
         c = self.config
-        common = {
+        common: dict[str, Any] = {
             "std": STD,
             "output_std": STD / math.sqrt(2 * c.n_layer),
             "bias": c.bias,

@@ -89,7 +89,7 @@ class MemoryMosaic(LanguageModel):
         nano, dtype = c.variant == "nano", jnp.dtype(c.dtype)
         std = NANO_STD if nano else c.n_embd**-0.5
         output_std = NANO_STD / math.sqrt(2 * c.n_layer) if nano else (c.n_embd * c.n_layer) ** -0.5
-        memory = {
+        memory: dict[str, Any] = {
             "heads": c.n_head,
             "std": std,
             "output_std": output_std,
@@ -112,7 +112,7 @@ class MemoryMosaic(LanguageModel):
         )
         second_name = "feed_forward" if c.feed_forward else "persistent"
         if c.feed_forward:
-            second = functools.partial(
+            second: Any = functools.partial(
                 FeedForward, 4 * c.n_embd, std, output_std, bias=c.bias, dropout=c.hd_dropout, dtype=dtype
             )
         else:

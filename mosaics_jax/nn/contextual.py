@@ -53,6 +53,7 @@ class ContextualMemory(nn.Module):
             )
         else:
             keys_BTHD, key_state = self.key(x_BTC, state.key, span)
+            assert key_state is not None
             waiting_BTHD = jnp.concatenate([state.pending_value_BHD[:, None], now_BTHD[:, :-1]], axis=1)
             values_BTHD = self.value.value(waiting_BTHD + next_BTHD, gain_H)
             stored_BTHD = jnp.concatenate([state.pending_key_BHD[:, None], keys_BTHD[:, :-1]], axis=1)

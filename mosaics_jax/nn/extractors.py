@@ -98,7 +98,8 @@ class ValueExtractor(nn.Module):
             raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_psi")(x_BTC)
             raw_BTHD = split_heads(raw_BTC, self.heads)
             uniform = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
-            peek_H1 = head_scalars(self.param("peek", uniform, (self.heads,)))
+            peek_H: Array = self.param("peek", uniform, (self.heads,))
+            peek_H1 = head_scalars(peek_H)
             now_BTHD, next_BTHD = peek_H1 * raw_BTHD, (1 - peek_H1) * raw_BTHD
         gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
         wide = accumulation_dtype(x_BTC)

@@ -12,7 +12,7 @@ from mosaics_jax.shapes import Array, Dtype
 EPSILON = 1e-5
 
 
-def normal(std: float, *axes: str) -> Any:
+def normal(std: float, *axes: str | None) -> Any:
     """An initialiser: N(0, std) with logical axis names, one a dimension."""
     return nn.with_logical_partitioning(nn.initializers.normal(std), axes)
 

@@ -8,6 +8,7 @@ An empty memory, or a row whose mask admits no pair, answers 0 with gradient 0.
 import chex
 import jax.numpy as jnp
 
+from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array
 
 
@@ -35,12 +36,16 @@ def gaussian_regression(
     """Nadaraya-Watson regression with the Gaussian kernel, for keys of any norm (v1 eq. 2).
 
     Shapes: queries (..., T, D), keys (..., N, D), values (..., N, E), mask (..., T, N) of bool; beta, per squared
-    distance, a scalar or anything that broadcasts against (..., 1, 1). Returns (..., T, E).
+    distance, a scalar or anything that broadcasts against (..., 1, 1). Returns (..., T, E) in the type of the values;
+    scores are kept in at least float32.
     The query's own squared norm is common to a row and cancels, which leaves one matrix product.
     """
     _check(queries, keys, values)
-    half_distance = jnp.einsum("...td,...nd->...tn", queries, keys) - 0.5 * jnp.sum(keys * keys, -1)[..., None, :]
-    return jnp.einsum("...tn,...ne->...te", masked_softmax(2.0 * beta * half_distance, mask), values)
+    dtype = accumulation_dtype(queries)
+    half_square = 0.5 * jnp.sum(jnp.square(keys.astype(dtype)), -1)[..., None, :]
+    half_distance = jnp.einsum("...td,...nd->...tn", queries, keys, preferred_element_type=dtype) - half_square
+    weights = masked_softmax(2.0 * beta * half_distance, mask).astype(values.dtype)
+    return jnp.einsum("...tn,...ne->...te", weights, values)
 
 
 def gaussian_regression_naive(
@@ -63,5 +68,5 @@ def unit_key_regression(
     Shapes as `gaussian_regression`. For keys of norm one it equals that function at half this beta.
     """
     _check(queries, keys, values)
-    scores = beta * jnp.einsum("...td,...nd->...tn", queries, keys)
-    return jnp.einsum("...tn,...ne->...te", masked_softmax(scores, mask), values)
+    scores = beta * jnp.einsum("...td,...nd->...tn", queries, keys, preferred_element_type=accumulation_dtype(queries))
+    return jnp.einsum("...tn,...ne->...te", masked_softmax(scores, mask).astype(values.dtype), values)

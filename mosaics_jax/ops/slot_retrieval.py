@@ -37,7 +37,7 @@ def slot_retrieval(
         ]
     else:
         answers = [_slots_blockwise(dropout_rate, queries_BTHD, *bank) for bank in banks]
-    return answers[0] if len(answers) == 1 else sum(answers) / len(answers)
+    return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
 
 def _bank_seeds(seed: Array, banks: int) -> Array:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,23 +11,15 @@ from mosaics_jax.errors import UserError
 from mosaics_jax.inference import Sampling, beam_search, generate
 
 END = 2
-PROMPTS = [[1], list(range(20)) * 2, [5, 4, 3, 2, 1, 0]]
-
-
-def mean_log_probability(model, params, prompt, continuation):
-    """Of the tokens of ``continuation``, by the parallel forward."""
-    whole = type(model)(dataclasses.replace(model.config, skip_tokens=0))
-    logits = jax.jit(whole.apply)({"params": params}, jnp.asarray([prompt + continuation]))[0, len(prompt) - 1 : -1]
-    log = jax.nn.log_softmax(logits)
-    return float(np.mean(np.asarray(log)[np.arange(len(continuation)), continuation]))
+PROMPTS = [[1], list(range(20)), [5, 4, 3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize("name", ["mosaic", "gpt2"])
 def test_one_beam_is_greedy(networks, name):
     model, params = networks(name)
     for end in (None, END):
-        greedy = generate(model, params, PROMPTS, max_tokens=50, sampling=Sampling(temperature=0), end=end)
-        found = beam_search(model, params, PROMPTS, beams=1, max_tokens=50, end=end)
+        greedy = generate(model, params, PROMPTS, max_tokens=20, sampling=Sampling(temperature=0), end=end)
+        found = beam_search(model, params, PROMPTS, beams=1, max_tokens=20, end=end)
         assert [hypotheses[0].tokens for hypotheses in found] == greedy
 
 
@@ -36,7 +27,7 @@ def test_wide_enough_it_finds_the_best_of_all_continuations(networks):
     model, params = networks("mosaic")
     vocabulary, steps, prompt = 4, 4, [3, 0, 1]
     # The parallel forward over the same few tokens.
-    cut = params | {"embedding": params["embedding"][:vocabulary]}
+    cut = params | {name: params[name][:vocabulary] for name in ("embedding", "head")}
     small = type(model)(dataclasses.replace(model.config, vocab_size=vocabulary))
     others = [token for token in range(vocabulary) if token != END]
     every = [list(c) for c in itertools.product(others, repeat=steps)]
@@ -53,18 +44,25 @@ def test_wide_enough_it_finds_the_best_of_all_continuations(networks):
 
 
 @pytest.mark.parametrize("name", ["mosaic", "options", "gpt2"])
-def test_memories_follow_their_hypotheses(networks, name):
+def test_memories_follow_their_hypotheses(networks, parallel, name):
     """The score kept along the way is that of the tokens found, for prompts of several lengths, past a doubling."""
     model, params = networks(name)
-    found = beam_search(model, params, PROMPTS, beams=3, max_tokens=30, end=END)
+    found = beam_search(model, params, PROMPTS, beams=3, max_tokens=20, end=END)
     for prompt, hypotheses in zip(PROMPTS, found, strict=True):
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
         assert len({tuple(h.tokens) for h in hypotheses}) == 3
-        for tokens, score in hypotheses:
-            ended = [*tokens, END] if len(tokens) < 30 else tokens
-            assert score == pytest.approx(mean_log_probability(model, params, prompt, ended), abs=1e-5)
-        ((alone, *_),) = beam_search(model, params, [prompt], beams=3, max_tokens=30, end=END)
-        assert alone.tokens == hypotheses[0].tokens
+        drawn = [[*tokens, END] if len(tokens) < 20 else tokens for tokens, _ in hypotheses]
+        expected = parallel(model, params, [prompt + tokens for tokens in drawn])
+        for (_, score), tokens, logits_TV in zip(hypotheses, drawn, expected, strict=True):
+            log = np.asarray(jax.nn.log_softmax(logits_TV[len(prompt) - 1 : -1]))
+            assert score == pytest.approx(np.mean(log[np.arange(len(tokens)), tokens]), abs=1e-5)
+
+
+def test_prompts_are_searched_each_by_itself(networks):
+    model, params = networks("mosaic")
+    together = beam_search(model, params, PROMPTS, beams=3, max_tokens=20, end=END)
+    (alone,) = beam_search(model, params, PROMPTS[1:2], beams=3, max_tokens=20, end=END)
+    assert [h.tokens for h in alone] == [h.tokens for h in together[1]]
 
 
 def test_gpt2_stops_at_the_last_learned_position(networks):

@@ -14,7 +14,7 @@ from mosaics_jax.models import stack_layers
 
 V = 23
 TOLERANCE = 1e-5
-LENGTHS = (1, 37, 21)  # of prompts: one chunk, three, one and a bit
+LENGTHS = (1, 27, 21)  # of prompts: a bit of a chunk; chunks of both sizes
 SOFT = Sampling(temperature=1.0)
 
 
@@ -23,20 +23,15 @@ def prompts_of(lengths, seed=0):
     return [generator.integers(V, size=length).tolist() for length in lengths]
 
 
-def parallel_logits(model, params, tokens):
-    """(T, V), with those of skipped positions too."""
-    whole = type(model)(dataclasses.replace(model.config, skip_tokens=0))
-    return np.asarray(jax.jit(whole.apply)({"params": params}, jnp.asarray([tokens]))[0])
-
-
 @pytest.mark.parametrize("name", ["mosaic", "options", "attn_only", "gpt2"])
-def test_memories_answer_as_the_parallel_forward_at_every_position(networks, name):
-    """Prompts of three lengths by chunks, then one token at a time through two doublings; one row pauses."""
+def test_memories_answer_as_the_parallel_forward_at_every_position(networks, parallel, name):
+    """Prompts of three lengths by chunks, then one token at a time past two doublings; one row pauses."""
     model, params = networks(name)
     prompts = prompts_of(LENGTHS)
     rows = [prompt + more for prompt, more in zip(prompts, prompts_of((100, 100, 100), seed=1), strict=True)]
-    expected = [parallel_logits(model, params, row) for row in rows]
+    expected = parallel(model, params, rows)
     memory, logits_BV = memories.remember(model, params, prompts)
+    assert memories.capacity_of(memory) == 32
     fed = np.array(LENGTHS)
     for row, length in enumerate(fed):
         np.testing.assert_allclose(logits_BV[row], expected[row][length - 1], atol=TOLERANCE)
@@ -50,22 +45,20 @@ def test_memories_answer_as_the_parallel_forward_at_every_position(networks, nam
         for row in np.flatnonzero(valid_B):
             np.testing.assert_allclose(logits_BV[row], expected[row][fed[row] - 1], atol=TOLERANCE)
     assert memories.capacity_of(memory) == 128
-    assert memory.length_B.tolist() == fed.tolist() == [91, 127, 81]
+    assert memory.length_B.tolist() == fed.tolist() == [91, 117, 81]
 
 
-@pytest.mark.parametrize("lengths", [(5,), LENGTHS], ids=["one", "several"])
-@pytest.mark.parametrize("name", ["mosaic", "gpt2"])
-def test_generated_tokens_are_those_drawn_from_the_parallel_forward(networks, name, lengths):
+@pytest.mark.parametrize(("name", "lengths"), [("mosaic", (5,)), ("mosaic", LENGTHS), ("gpt2", LENGTHS)])
+def test_generated_tokens_are_those_drawn_from_the_parallel_forward(networks, parallel, name, lengths):
+    """From memories that double twice on the way."""
     model, params = networks(name)
     prompts = prompts_of(lengths)
-    key_B = prompt_keys(7, prompts)
-    rows = generate(model, params, prompts, max_tokens=120, sampling=SOFT, seed=7)
-    for prompt, row, key in zip(prompts, rows, key_B, strict=True):
-        assert len(row) == 120
-        logits_TV = parallel_logits(model, params, prompt + row)[len(prompt) - 1 : -1]
-        drawn_T = draw(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(120)), jnp.asarray(logits_TV), SOFT)
-        assert row == drawn_T.tolist()
-    assert len({tuple(row[:20]) for row in rows}) == len(rows)
+    rows = generate(model, params, prompts, max_tokens=100, sampling=SOFT, seed=7)
+    expected = parallel(model, params, [prompt + row for prompt, row in zip(prompts, rows, strict=True)])
+    for prompt, row, key, logits_TV in zip(prompts, rows, prompt_keys(7, prompts), expected, strict=True):
+        key_T = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(100))
+        assert row == draw(key_T, jnp.asarray(logits_TV[len(prompt) - 1 : -1]), SOFT).tolist()
+        assert len(set(row)) > 5
 
 
 def test_continuation_depends_on_its_own_prompt_alone(networks):
@@ -73,39 +66,40 @@ def test_continuation_depends_on_its_own_prompt_alone(networks):
     first, second, third = prompts_of(LENGTHS)
 
     def continued(*prompts, **changes):
-        return generate(model, params, prompts, **{"max_tokens": 40, "sampling": SOFT, "seed": 1} | changes)
+        return generate(model, params, prompts, **{"max_tokens": 30, "sampling": SOFT, "seed": 1} | changes)
 
     alone = [continued(prompt)[0] for prompt in (first, second, third)]
     assert continued(third, first, second) == [alone[2], alone[0], alone[1]]
     again = continued(first, first)
     assert again[0] == alone[0] and again[1] != alone[0]
     assert continued(first, seed=2)[0] != alone[0]
-    assert continued(first, max_tokens=90)[0][:40] == alone[0]
+    assert continued(first, max_tokens=50)[0][:30] == alone[0]
     assert continued() == []
 
 
 def test_rows_end_one_by_one_and_unknown_tokens_are_never_drawn(networks, monkeypatch):
     model, params = networks("mosaic")
     prompts = [[token] for token in range(8)]
-    free = generate(model, params, prompts, max_tokens=60, sampling=SOFT, vocab_size=9)
+    free = generate(model, params, prompts, max_tokens=30, sampling=SOFT, vocab_size=9)
     assert {token for row in free for token in row} == set(range(9))
     monkeypatch.setattr(decoder, "BURST_SECONDS", 0.0)  # bursts of one token
-    bursts = list(stream(model, params, prompts, max_tokens=60, sampling=SOFT, vocab_size=9, end=4))
-    for row, whole in enumerate(free):
-        stop = whole.index(4) if 4 in whole else 60
-        assert [token for burst in bursts for token in burst.tokens[row]] == whole[:stop]
-        assert [burst.alive[row] for burst in bursts[: stop + 1]][-1] is False
-        assert all(burst.alive[row] for burst in bursts[: min(stop, 59)])
-    assert len(bursts) == min(60, 1 + max(whole.index(4) if 4 in whole else 60 for whole in free))
+    bursts = list(stream(model, params, prompts, max_tokens=30, sampling=SOFT, vocab_size=9, end=4))
+    stops = [row.index(4) if 4 in row else 30 for row in free]
+    assert len(set(stops)) > 3
+    for row, stop in enumerate(stops):
+        assert [token for burst in bursts for token in burst.tokens[row]] == free[row][:stop]
+        # Alive until the step that draws the end, or that draws the last token allowed.
+        assert [burst.alive[row] for burst in bursts].index(False) == min(stop, 29)
+    assert len(bursts) == min(30, 1 + max(stops))
 
 
-def test_gpt2_stops_at_the_last_learned_position(networks):
+def test_gpt2_stops_at_the_last_learned_position(networks, parallel):
     model, params = networks("gpt2")
     prompts = prompts_of((150, 160))
     rows = generate(model, params, prompts, max_tokens=50, sampling=Sampling(temperature=0))
     assert [len(row) for row in rows] == [11, 1] == [longest_continuation(model, n, 50) for n in (150, 160)]
-    for prompt, row in zip(prompts, rows, strict=True):
-        logits_TV = parallel_logits(model, params, (prompt + row)[:160])
+    expected = parallel(model, params, [(prompt + row)[:160] for prompt, row in zip(prompts, rows, strict=True)])
+    for prompt, row, logits_TV in zip(prompts, rows, expected, strict=True):
         assert row == logits_TV[len(prompt) - 1 :].argmax(-1).tolist()
     assert longest_continuation(networks("mosaic")[0], 10**6, 50) == 50
 
@@ -128,15 +122,15 @@ def test_training_parameters_serve_and_compile_once(networks):
     expected = generate(model, params, prompts, max_tokens=20)
     assert generate(scanned, stack_layers(params), prompts, max_tokens=20) == expected
     compiled = decoder._burst._cache_size(), memories._feed._cache_size()
-    changed = jax.tree.map(lambda leaf: 1.5 * leaf, params)
+    changed = jax.tree.map(lambda leaf: -leaf, params)
     assert generate(scanned, stack_layers(changed), prompts, max_tokens=20) != expected
     assert (decoder._burst._cache_size(), memories._feed._cache_size()) == compiled
 
 
-def test_bfloat16_decodes_as_its_own_parallel_forward(networks):
+def test_bfloat16_decodes_as_its_own_parallel_forward(networks, parallel):
     model, params = networks("mosaic")
     half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
-    (row,) = generate(half, params, [[1, 2, 3]], max_tokens=40, sampling=Sampling(temperature=0))
-    logits_TV = parallel_logits(half, params, [1, 2, 3, *row])[2:-1]
+    (row,) = generate(half, params, [[1, 2, 3]], max_tokens=28, sampling=Sampling(temperature=0))
+    logits_TV = parallel(half, params, [[1, 2, 3, *row]])[0][2:-1]
     # Rounding may turn a near tie, never more.
-    assert np.all(logits_TV.max(-1) - logits_TV[np.arange(40), row] < 0.1)
+    assert np.all(logits_TV.max(-1) - logits_TV[np.arange(28), row] < 0.1)
