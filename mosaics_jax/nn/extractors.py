@@ -1,5 +1,7 @@
 """Key and value extractors (v1 eq. 5, 6): what turns inputs into the pairs that memories store."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -89,7 +91,7 @@ class ValueExtractor(nn.Module):
         """(now_BTHD, next_BTHD, gain_H): parts of the values at t and at t - 1, and the scale g."""
         width = x_BTC.shape[-1]
         if self.convolution:
-            now = TimeConvolution(width, self.std / 2**0.5, 2, self.bias, self.dtype, name="W_psi")
+            now = TimeConvolution(width, self.std, 2, self.bias, self.dtype, name="W_psi")
             kernel_SCC, bias_C = now.parameters(width)
             x = x_BTC.astype(self.dtype)
             now_BTHD = split_heads(jnp.einsum("btc,ce->bte", x, kernel_SCC[0]) + bias_C, self.heads)
@@ -97,9 +99,8 @@ class ValueExtractor(nn.Module):
         else:
             raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_psi")(x_BTC)
             raw_BTHD = split_heads(raw_BTC, self.heads)
-            uniform = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
-            peek_H: Array = self.param("peek", uniform, (self.heads,))
-            peek_H1 = head_scalars(peek_H)
+            uniform: Any = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
+            peek_H1 = head_scalars(self.param("peek", uniform, (self.heads,)))
             now_BTHD, next_BTHD = peek_H1 * raw_BTHD, (1 - peek_H1) * raw_BTHD
         gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
         wide = accumulation_dtype(x_BTC)

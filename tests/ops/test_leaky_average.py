@@ -28,11 +28,11 @@ def test_forms_agree_with_definition(assert_same, normal, dtype, time):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_goes_on_from_a_chunk(normal, form):
-    x = normal(2, 130, 4, 3)
-    whole = leaky_average(x, RATES, form=form)
-    state, parts = None, []
-    for piece in np.split(x, [1, 64, 100], axis=1):
-        parts.append(leaky_average(piece, RATES, state, form=form))
+    x, state = normal(2, 131, 4, 3), jnp.zeros((2, 4, 3))
+    run = jax.jit(lambda x, state: leaky_average(x, RATES, state, form=form))
+    whole, parts = run(x, state), []
+    for piece in np.split(x, [1, 66], axis=1):
+        parts.append(run(piece, state))
         state = parts[-1][:, -1]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
 
@@ -48,15 +48,20 @@ def test_gradient_of_the_rate_is_exact(x64, normal, form):
     gradient = jax.grad(loss)(rate)
     for head in range(4):
         step = 1e-6 * np.eye(4)[head]
-        assert (loss(rate + step) - loss(rate - step)) / 2e-6 == pytest.approx(gradient[head], rel=1e-6, abs=1e-9)
+        assert float(loss(rate + step) - loss(rate - step)) / 2e-6 == pytest.approx(float(gradient[head]), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_extreme_rates_stay_finite(normal, form):
     """exp(rate * T) would overflow float32 by far."""
     x, rate = normal(1, 130, 3, 2), np.array([0.0, 80.0, 1e4], np.float32)
-    out, pull = jax.vjp(lambda x, rate: leaky_average(x, rate, form=form), x, rate)
-    dx, drate = pull(jnp.ones_like(out))
+
+    @jax.jit
+    def run(x, rate):
+        out, pull = jax.vjp(lambda x, rate: leaky_average(x, rate, form=form), x, rate)
+        return out, *pull(jnp.ones_like(out))
+
+    out, dx, drate = run(x, rate)
     assert all(np.all(np.isfinite(a)) for a in (out, dx, drate))
     np.testing.assert_allclose(out[:, :, 0], np.cumsum(x[:, :, 0], axis=1), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(out[:, :, 2], x[:, :, 2])
@@ -65,5 +70,5 @@ def test_extreme_rates_stay_finite(normal, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_sums_are_kept_in_float32(form):
     """In bfloat16 a sum of ones would stop at 256."""
-    out = leaky_average(jnp.ones((1, 600, 1, 1), jnp.bfloat16), jnp.zeros(1), form=form)
+    out = jax.jit(lambda x: leaky_average(x, jnp.zeros(1), form=form))(jnp.ones((1, 600, 1, 1), jnp.bfloat16))
     assert out.dtype == jnp.float32 and float(out[0, -1, 0, 0]) == 600
