@@ -118,10 +118,11 @@ def write_stories(trained: Trained, prompts: list[str], sampling: Sampling, seed
         print("\n\n".join(p + tokenizer.decode(best.tokens) for p, (best, *_) in zip(prompts, found, strict=True)))
         say("mean log-probability of a token: " + ", ".join(f"{best.score:.3f}" for best, *_ in found))
         return
+    running = stream(model, trained.params, encoded, sampling=sampling, seed=seed, **common)
     bursts: list[Burst] = []
 
     def record() -> Iterator[Burst]:
-        for burst in stream(model, trained.params, encoded, sampling=sampling, seed=seed, **common):
+        for burst in running:
             bursts.append(burst)
             yield burst
 

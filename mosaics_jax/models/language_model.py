@@ -95,13 +95,12 @@ class LanguageModel(nn.Module):
         self.dropout = nn.Dropout(self.embed_dropout)
 
     def _embed(self, tokens_BT: Array, start_B: Array | None, train: bool) -> Array:
-        x_BTC = self.embedding.astype(self.config.dtype)[tokens_BT]
+        # As jax arrays: parameters may be numpy's, and those cannot be indexed with traced tokens.
+        x_BTC = jnp.asarray(self.embedding, self.config.dtype)[tokens_BT]
         if self.max_positions is not None:
             index = jnp.arange(tokens_BT.shape[1])
-            if start_B is None:
-                x_BTC += self.positions.astype(self.config.dtype)[index]
-            else:
-                x_BTC += self.positions.astype(self.config.dtype)[start_B[:, None] + index]
+            index = index if start_B is None else start_B[:, None] + index
+            x_BTC += jnp.asarray(self.positions, self.config.dtype)[index]
         x_BTC = self.dropout(x_BTC, deterministic=not train)
         return nn.with_logical_constraint(x_BTC, ("batch", "time", "activation_embed"))
 

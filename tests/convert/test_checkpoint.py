@@ -52,7 +52,9 @@ def test_there_and_back(name):
     assert config == CONFIGS[name]
     model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
-    expected = jax.tree.map(lambda box: (box.value.shape, box.value.dtype), expected, is_leaf=lambda x: hasattr(x, "names"))
+    expected = jax.tree.map(
+        lambda box: (box.value.shape, box.value.dtype), expected, is_leaf=lambda x: hasattr(x, "names")
+    )
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == expected
     assert_bits_equal(to_torch(config, params), state_dict)
     assert_bits_equal(to_torch(dataclasses.replace(config, scan_layers=True), stack_layers(params)), state_dict)
@@ -62,7 +64,10 @@ def test_options_that_leave_no_trace():
     assert not from_torch(state_dict_of("lib_base"), pre_ln=False)[0].pre_ln
     config, _ = from_torch(state_dict_of("nano_gpt"), n_head=8, gelu="erf")
     assert (config.n_head, config.gelu) == (8, "erf")
-    wide = {name: np.zeros(np.array(a.shape) * np.where(np.isin(a.shape, (32, 96, 128)), 4, 1)) for name, a in state_dict_of("nano_gpt").items()}
+    wide = {
+        name: np.zeros(np.array(a.shape) * np.where(np.isin(a.shape, (32, 96, 128)), 4, 1))
+        for name, a in state_dict_of("nano_gpt").items()
+    }
     assert from_torch(wide)[0].n_head == 2
 
 

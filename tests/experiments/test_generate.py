@@ -21,7 +21,7 @@ from mosaics_jax.training.state import TrainState
 from tests.experiments.entries import ROOT, environment, run
 
 VOCABULARY = 320
-SIZE = {"vocab_size": VOCABULARY + 64, "n_layer": 1, "n_head": 2, "n_embd": 16}
+SIZE = {"vocab_size": VOCABULARY + 64, "n_layer": 1, "n_head": 2, "n_embd": 16, "weight_tying": False}
 CONFIGS = {"mosaic": MosaicConfig(**SIZE, pmem_size=8), "gpt2": GPT2Config(**SIZE, context_length=24)}
 
 
@@ -31,9 +31,10 @@ def save_run(directory, name, steps):
     model = build_language_model(name, fields)
     writer = CheckpointWriter(directory, {"task": {"model": name, "model_config": fields}}, keep=5)
     data = iter(grain.MapDataset.source([0]).repeat().to_iter_dataset())
+    init = jax.jit(lambda key: nn.meta.unbox(model.init(key, jnp.zeros((1, 4), jnp.int32))["params"]))
     for step in steps:
-        params = nn.meta.unbox(model.init(jax.random.key(step), jnp.zeros((1, 4), jnp.int32))["params"])
-        params["embedding"] *= 20  # some tokens far likelier than others
+        params = init(jax.random.key(step))
+        params["head"] *= 10 if name == "mosaic" else 50  # some tokens far likelier than others
         writer.save(TrainState(jnp.int32(step), params, {}, jax.random.key_data(jax.random.key(0))), data)
     writer.close()
     return directory
@@ -45,9 +46,11 @@ def workdir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("workdir")
     text = directory / "text.txt"
     write_corpus(text, seed=0, count=30)
+    tokenizer = train_sentencepiece([text.read_text()], VOCABULARY)
     for name in CONFIGS:
         save_run(directory / name, name, (1, 2))
-        train_sentencepiece([text.read_text()], VOCABULARY, directory / name / "tokenizer")
+        (directory / name / "tokenizer").mkdir()
+        tokenizer.save(directory / name / "tokenizer")
     return directory
 
 

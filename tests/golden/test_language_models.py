@@ -155,37 +155,57 @@ def test_float32(recorded, name):
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
-def test_ten_training_steps(x64, recorded, relative_error, name):
+def test_ten_training_steps(x64, recorded, name):
+    """To 1e-9, or as near as rounding lets two runs stay.
+
+    The mosaics' loss is steep where short vectors are normalised, and Adam divides by small gradients: what rounding
+    makes of the first step grows tenfold at every later one, to 1e-8 in lib_base and 1e-2 in nano_mosaic at the tenth,
+    whoever computes it. How far is measured: by our own runs from parameters that differ by 1e-15, relative.
+    """
     recording, trajectory = recorded(name), recorded(f"{name}_train10")
+    theirs = trajectory.arrays
     model, params = recording.model("float64")
     gradient = recording.gradient(model, **CHEAP)
     config = OptimizerConfig(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=4)
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     mask = decay_mask(boxed)
-    decayed = {
-        name
-        for name, decays in recording.named(jax.tree.map(lambda d, p: np.full(p.shape, d), mask, params)).items()
-        if np.all(decays)
-    }
+    marks = recording.named(jax.tree.map(lambda decays, leaf: np.full(leaf.shape, decays), mask, params))
+    decayed = {name for name, mark in marks.items() if np.all(mark)}
     assert decayed - {"head.weight", "lm_head.weight"} == set(trajectory.settings["decay"])
-
-    assert relative_error(schedule(config, 10)(jnp.arange(10)), trajectory.arrays["lrs"]) < EXACT
+    np.testing.assert_allclose(schedule(config, 10)(jnp.arange(10)), theirs["lrs"], rtol=1e-12)
     optimizer = make_optimizer(config, 10, mask)
-    state = optimizer.init(params)
 
     @jax.jit
     def update(params, state, gradients):
         updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, optax.tree.norm(gradients)
 
-    losses, norms = [], []
-    for _ in range(10):
-        loss, gradients = gradient(params, recording.arrays["idx"], recording.arrays["tgt"])
-        losses.append(loss)
-        norms.append(optax.tree.norm(gradients))
-        params, state = update(params, state, gradients)
-    assert relative_error(losses, trajectory.arrays["losses_f64"]) < EXACT
-    assert relative_error(norms, trajectory.arrays["grad_norms_f64"]) < EXACT
-    ours = recording.named(params)
-    for name, final in trajectory.part("final_f64/").items():
-        assert relative_error(ours[name], final) < EXACT, name
+    def train(params):
+        """Losses and gradient norms before each step, and the final parameters by name."""
+        state, losses, norms = optimizer.init(params), [], []
+        for _ in range(10):
+            loss, gradients = gradient(params, recording.arrays["idx"], recording.arrays["tgt"])
+            params, state, norm = update(params, state, gradients)
+            losses.append(float(loss))
+            norms.append(float(norm))
+        return np.array(losses), np.array(norms), recording.named(params)
+
+    def nearby(seed):
+        random = np.random.default_rng(seed)
+        return train(jax.tree.map(lambda a: a * (1 + 1e-15 * random.standard_normal(a.shape)), params))
+
+    def check(ours, others, recorded, scale):
+        spread = np.max([np.abs(other - ours) for other in others], axis=0)
+        assert np.all(np.abs(ours - recorded) <= np.maximum(EXACT, 10 * spread / scale) * scale)
+
+    losses, norms, final = train(params)
+    others = [nearby(seed) for seed in range(1 if name in TRANSFORMERS else 3)]
+    # No allowance where rounding has not grown yet.
+    assert np.max(np.abs(losses[:4] / theirs["losses_f64"][:4] - 1)) < EXACT
+    check(losses, [other[0] for other in others], theirs["losses_f64"], theirs["losses_f64"])
+    check(norms, [other[1] for other in others], theirs["grad_norms_f64"], theirs["grad_norms_f64"])
+    for key, last in trajectory.part("final_f64/").items():
+        # One figure a parameter: its largest difference.
+        scale = np.max(np.abs(last))
+        spread = max(np.max(np.abs(other[2][key] - final[key])) for other in others) / scale
+        assert np.max(np.abs(final[key] - last)) / scale < max(EXACT, 10 * spread), key

@@ -70,7 +70,7 @@ def test_continuation_depends_on_its_own_prompt_alone(networks):
 
     alone = [continued(prompt)[0] for prompt in (first, second, third)]
     assert continued(third, first, second) == [alone[2], alone[0], alone[1]]
-    again = continued(first, first)
+    again = continued(first, first, third)
     assert again[0] == alone[0] and again[1] != alone[0]
     assert continued(first, seed=2)[0] != alone[0]
     assert continued(first, max_tokens=50)[0][:30] == alone[0]
@@ -82,7 +82,7 @@ def test_rows_end_one_by_one_and_unknown_tokens_are_never_drawn(networks, monkey
     prompts = [[token] for token in range(8)]
     free = generate(model, params, prompts, max_tokens=30, sampling=SOFT, vocab_size=9)
     assert {token for row in free for token in row} == set(range(9))
-    monkeypatch.setattr(decoder, "BURST_SECONDS", 0.0)  # bursts of one token
+    monkeypatch.setattr(decoder, "BURST_SECONDS", 1e-9)  # bursts of one token
     bursts = list(stream(model, params, prompts, max_tokens=30, sampling=SOFT, vocab_size=9, end=4))
     stops = [row.index(4) if 4 in row else 30 for row in free]
     assert len(set(stops)) > 3
@@ -118,12 +118,12 @@ def test_training_parameters_serve_and_compile_once(networks):
     """As the training loop has them: scanned, and new at every sample."""
     model, params = networks("mosaic")
     scanned = type(model)(dataclasses.replace(model.config, scan_layers=True, remat="full"))
-    prompts = prompts_of((3, 9))
-    expected = generate(model, params, prompts, max_tokens=20)
-    assert generate(scanned, stack_layers(params), prompts, max_tokens=20) == expected
+    prompts = prompts_of(LENGTHS)
+    expected = generate(model, params, prompts, max_tokens=20, sampling=SOFT)
+    assert generate(scanned, stack_layers(params), prompts, max_tokens=20, sampling=SOFT) == expected
     compiled = decoder._burst._cache_size(), memories._feed._cache_size()
     changed = jax.tree.map(lambda leaf: -leaf, params)
-    assert generate(scanned, stack_layers(changed), prompts, max_tokens=20) != expected
+    assert generate(scanned, stack_layers(changed), prompts, max_tokens=20, sampling=SOFT) != expected
     assert (decoder._burst._cache_size(), memories._feed._cache_size()) == compiled
 
 

@@ -48,7 +48,9 @@ def test_gradient_of_the_rate_is_exact(x64, normal, form):
     gradient = jax.grad(loss)(rate)
     for head in range(4):
         step = 1e-6 * np.eye(4)[head]
-        assert float(loss(rate + step) - loss(rate - step)) / 2e-6 == pytest.approx(float(gradient[head]), rel=1e-6, abs=1e-6)
+        assert float(loss(rate + step) - loss(rate - step)) / 2e-6 == pytest.approx(
+            float(gradient[head]), rel=1e-6, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
