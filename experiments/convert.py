@@ -3,8 +3,8 @@
     python -m experiments.convert --from_torch=ckpt.pt --out=runs/published --tokenizer=gpt2_bpe
     python -m experiments.convert --to_torch=ckpt.pt --checkpoint=runs/demo
 
-The codes are `Library` and `nanoMosaics` (facebookresearch/MemoryMosaics) and nanoGPT's GPT; which, is recognised. A run
-directory serves `experiments.generate` (if it was given a tokenizer) and `load_params`; training does not go on from
+The codes are `Library` and `nanoMosaics` (facebookresearch/MemoryMosaics) and nanoGPT's GPT; which one is recognised.
+A run directory serves `experiments.generate` (if it was given a tokenizer) and `load_params`; training does not go on from
 it. A file named .npz holds the same arrays under the same names, and needs no PyTorch.
 """
 
@@ -42,7 +42,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run directory to read, wit
 PRE_LN = flags.DEFINE_bool("pre_ln", None, "of a `Library` mosaic, if the checkpoint does not tell: true")
 N_HEAD = flags.DEFINE_integer("n_head", None, "heads of a GPT, if the checkpoint does not tell: one for 64 channels")
 GELU = flags.DEFINE_enum(
-    "gelu", "tanh", ["tanh", "erf"], "of a GPT: tanh in `Library`, erf in nanoGPT and `nanoMosaics`"
+    "gelu", "erf", ["erf", "tanh"], "of a GPT: erf in nanoGPT and `nanoMosaics`, tanh in `Library`"
 )
 
 

@@ -21,7 +21,7 @@ NAMED = 3  # names that an error message spells out, of a list that may be long
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], *, pre_ln: bool = True, n_head: int | None = None, gelu: str = "tanh"
+    state_dict: Mapping[str, Any], *, pre_ln: bool = True, n_head: int | None = None, gelu: str = "erf"
 ) -> tuple[MosaicConfig | GPT2Config, Params]:
     """Config and parameters (nested dict of float32 numpy arrays, layers not stacked) of a PyTorch checkpoint.
 
