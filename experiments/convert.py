@@ -4,8 +4,8 @@
     python -m experiments.convert --to_torch=ckpt.pt --checkpoint=runs/demo
 
 The codes are `Library` and `nanoMosaics` (facebookresearch/MemoryMosaics) and nanoGPT's GPT; which one is recognised.
-A run directory serves `experiments.generate` (if it was given a tokenizer) and `load_params`; training does not go on from
-it. A file named .npz holds the same arrays under the same names, and needs no PyTorch.
+A run directory serves `experiments.generate` (if it was given a tokenizer) and `load_params`; training does not go on
+from it. A file named .npz holds the same arrays under the same names, and needs no PyTorch.
 """
 
 import contextlib
