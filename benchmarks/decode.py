@@ -28,7 +28,7 @@ from mosaics_jax.inference import Sampling, decodable, decoder
 from mosaics_jax.inference.memories import remember
 from mosaics_jax.inference.sampling import prompt_keys
 from mosaics_jax.models import GPT2, GPT2Config, LanguageModel, MemoryMosaic, MosaicConfig
-from mosaics_jax.shapes import Params
+from mosaics_jax.shapes import Array, Params
 
 OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
 REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after 2 that are not", lower_bound=1)
@@ -88,9 +88,14 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
 
 def whole(model: LanguageModel, params: Params) -> dict[str, Any]:
     """One token, the most probable, from the parallel forward over the whole context."""
-    forward = jax.jit(lambda params, tokens_BT: jnp.argmax(model.apply({"params": params}, tokens_BT)[0, -1]))
+
+    @jax.jit
+    def next_token(params: Params, tokens_BT: Array) -> Array:
+        logits_BTV: Array = model.apply({"params": params}, tokens_BT)  # type: ignore[assignment]
+        return jnp.argmax(logits_BTV[0, -1])
+
     tokens_BT = jnp.zeros((1, WHOLE_CONTEXT), jnp.int32)
-    return rates(1, timed(lambda: jax.block_until_ready(forward(params, tokens_BT))))
+    return rates(1, timed(lambda: jax.block_until_ready(next_token(params, tokens_BT))))
 
 
 def timed(run: Callable[[], Any]) -> list[float]:

@@ -42,7 +42,10 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "run directory to read, wit
 PRE_LN = flags.DEFINE_bool("pre_ln", None, "of a `Library` mosaic, if the checkpoint does not tell: true")
 N_HEAD = flags.DEFINE_integer("n_head", None, "heads of a GPT, if the checkpoint does not tell: one for 64 channels")
 GELU = flags.DEFINE_enum(
-    "gelu", "erf", ["erf", "tanh"], "of a GPT: erf in nanoGPT and `nanoMosaics`, tanh in `Library`"
+    "gelu",
+    None,
+    ["tanh", "erf"],
+    "of a GPT, if the checkpoint does not tell: tanh, as in `Library`; nanoGPT and `nanoMosaics` have erf",
 )
 
 
@@ -65,7 +68,8 @@ def read_theirs(path: Path, out: Path) -> None:
     told = checkpoint.get("model_args", {})
     pre_ln = told.get("pre_ln", True) if PRE_LN.value is None else PRE_LN.value
     n_head = told.get("n_head") if N_HEAD.value is None else N_HEAD.value
-    config, params = from_torch(checkpoint, pre_ln=pre_ln, n_head=n_head, gelu=GELU.value)
+    gelu = GELU.value or told.get("gelu", "tanh")
+    config, params = from_torch(checkpoint, pre_ln=pre_ln, n_head=n_head, gelu=gelu)
     config = dataclasses.replace(config, skip_tokens=told.get("skip_tokens", 0))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(

@@ -100,5 +100,4 @@ def test_float32(name):
     """Within the authors' own float32 error, up to the order of summation (see `test_language_models.test_float32`)."""
     arrays, _, y, _, _ = run(name, "float32")
     error = np.max(np.abs(y - arrays["y_f64"]))
-    print(f"FLOOR {name} {error / MANIFEST[name]['f32_vs_f64']:.2f}")
     assert error < 8 * MANIFEST[name]["f32_vs_f64"]

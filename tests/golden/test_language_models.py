@@ -146,10 +146,6 @@ def test_float32(recorded, name):
         gradient_errors.append(max(np.max(np.abs(ours[n] - g)) / np.max(np.abs(g)) for n, g in theirs.items()))
     allowed = 2 if name in TRANSFORMERS else 8
     logit_error, gradient_error = np.median(logit_errors), np.median(gradient_errors)
-    print(
-        f"FLOOR {name}: logits {logit_errors[0] / recording.settings['f32_vs_f64_logits_maxabs']:.2f} median {logit_error / recording.settings['f32_vs_f64_logits_maxabs']:.2f}"
-        f" grads {gradient_errors[0] / recording.settings['f32_vs_f64_grad_relmax']:.2f} median {gradient_error / recording.settings['f32_vs_f64_grad_relmax']:.2f}"
-    )
     assert logit_error < allowed * recording.settings["f32_vs_f64_logits_maxabs"]
     assert gradient_error < allowed * recording.settings["f32_vs_f64_grad_relmax"]
 

@@ -1,6 +1,7 @@
 """Small networks of every kind."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,25 +41,21 @@ def build(config, seed=0):
 
 
 @pytest.fixture(params=CONFIGS)
-def network(request):
-    """(model, params) of every kind of small network in turn."""
-    return build(CONFIGS[request.param])
-
-
-@pytest.fixture
-def mosaic_config():
-    return MOSAIC
-
-
-@pytest.fixture
-def gpt2_config():
-    return CONFIGS["gpt2"]
+def config(request):
+    """The config of every kind of small network in turn; ``parametrize(..., indirect=True)`` picks some."""
+    return CONFIGS[request.param]
 
 
 @pytest.fixture
 def make():
-    """``make(config)`` -> (model, params)."""
-    return build
+    """``make(config, **changed fields)`` -> (model, params)."""
+    return lambda config, **fields: build(dataclasses.replace(config, **fields))
+
+
+@pytest.fixture
+def jit():
+    """jax.jit at its cheapest: these tests compile far longer than they compute."""
+    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture

@@ -85,29 +85,36 @@ def test_initial_values_of_the_baseline():
             assert_normal(leaf, 0.02)
 
 
-def test_first_loss_is_that_of_a_uniform_guess():
+@pytest.mark.parametrize("config", [MosaicConfig(pmem_size=50, **WIDE), GPT2Config(context_length=64, **WIDE)])
+def test_first_loss_is_that_of_a_uniform_guess(jit, config):
     """No 1/sqrt(C) is forgotten or taken twice: the loss begins near ln V."""
     tokens = np.random.default_rng(0).integers(0, 300, (4, 33)).astype(np.int32)
-    for config in (MosaicConfig(pmem_size=50, **WIDE), GPT2Config(context_length=64, **WIDE)):
-        model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
-        params = model.init(jax.random.key(0), tokens[:, :2])["params"]
-        loss, _ = model.apply({"params": params}, tokens[:, :-1], tokens[:, 1:], method="loss")
-        assert float(loss) == pytest.approx(math.log(300), abs=0.1)
+    model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
+
+    @jit
+    def first_loss(key):
+        params = model.init(key, tokens[:, :2])
+        return model.apply(params, tokens[:, :-1], tokens[:, 1:], method="loss")[0]
+
+    assert float(first_loss(jax.random.key(0))) == pytest.approx(math.log(300), abs=0.1)
 
 
-def test_types(network, tokens):
+some = pytest.mark.parametrize("config", ["mosaic", "nano", "gpt2"], indirect=True)
+
+
+@some
+def test_types(config, make, jit, tokens):
     """bfloat16 computes in bfloat16 and keeps float32 parameters, logits, loss and gradients."""
-    model, params = network
-    half = type(model)(dataclasses.replace(model.config, dtype="bfloat16"))
-    assert all(leaf.dtype == jnp.float32 for leaf in shapes_of(half))
+    model, params = make(config, dtype="bfloat16")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
     def loss_of(params):
-        return half.apply({"params": params}, tokens(2, 9), tokens(2, 9, seed=1), method="loss")[0]
+        return model.apply({"params": params}, tokens(2, 9), tokens(2, 9, seed=1), method="loss")[0]
 
-    @jax.jit
+    @jit
     def run(params):
-        logits = half.apply({"params": params}, tokens(2, 9))
-        hidden = half.apply({"params": params}, tokens(2, 9), method="hidden")
+        logits = model.apply({"params": params}, tokens(2, 9))
+        hidden = model.apply({"params": params}, tokens(2, 9), method="hidden")
         return logits, hidden, jax.value_and_grad(loss_of)(params)
 
     logits, hidden, (loss, grads) = run(params)
@@ -115,60 +122,67 @@ def test_types(network, tokens):
     assert all(g.dtype == jnp.float32 and np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
 
 
-RATES = ["ic_dropout", "hd_dropout", "embed_dropout"]
+DROPOUTS = [("mosaic", "ic_dropout"), ("mosaic", "hd_dropout"), ("mosaic", "embed_dropout"), ("gpt2", "dropout")]
 
 
-@pytest.mark.parametrize("rate", [*RATES, "dropout"])
-def test_dropout_is_for_training_alone(mosaic_config, gpt2_config, make, tokens, rate):
-    plain = mosaic_config if rate in RATES else gpt2_config
+@pytest.mark.parametrize("config, rate", DROPOUTS, indirect=["config"])
+def test_dropout_is_for_training_alone(config, make, jit, tokens, rate):
     layout = {"scan_layers": True, "remat": "full"} if rate == "hd_dropout" else {}
-    model, params = make(dataclasses.replace(plain, **{rate: 0.3}, **layout))
-    plain = dataclasses.replace(plain, **layout)
+    plain, params = make(config, **layout)
+    model, _ = make(config, **layout, **{rate: 0.3})
     sequence = tokens(2, 9)
-    run = jax.jit(lambda key: model.apply({"params": params}, sequence, True, rngs={"dropout": key}))
-    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
-    evaluated = model.apply({"params": params}, sequence)
+    run = jit(lambda key: model.apply({"params": params}, sequence, True, rngs={"dropout": key}))
+    first, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
+    evaluated = np.asarray(jit(model.apply)({"params": params}, sequence))
     np.testing.assert_array_equal(first, again)
     assert np.max(np.abs(first - other)) > 1e-3 and np.max(np.abs(first - evaluated)) > 1e-3
-    np.testing.assert_array_equal(evaluated, type(model)(plain).apply({"params": params}, sequence))
+    np.testing.assert_array_equal(evaluated, jit(plain.apply)({"params": params}, sequence))
 
 
-def test_loss_is_that_of_the_logits(network, tokens):
-    model, params = network
-    model = type(model)(dataclasses.replace(model.config, skip_tokens=3))
+@some
+def test_loss_is_that_of_the_logits(config, make, jit, tokens):
+    model, params = make(config, skip_tokens=3)
     sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
     targets[0, 5] = -1
-    loss, count = model.apply({"params": params}, sequence, targets, method="loss")
-    log_p = jax.nn.log_softmax(model.apply({"params": params}, sequence))
+
+    @jit
+    def run(params):
+        loss = model.apply({"params": params}, sequence, targets, method="loss")
+        return loss, jax.nn.log_softmax(model.apply({"params": params}, sequence))
+
+    (loss, count), log_p = run(params)
     valid = targets[:, 3:] >= 0
     picked = np.take_along_axis(np.asarray(log_p), np.maximum(targets[:, 3:], 0)[..., None], axis=-1)[..., 0]
     assert int(count) == valid.sum() == 11
     assert float(loss) == pytest.approx(-picked[valid].mean(), rel=1e-5)
 
 
-def test_scanned_layers(network, tokens):
-    """Parameters convert both ways bit for bit, and both layouts compute the same."""
-    model, params = network
-    scanned = type(model)(dataclasses.replace(model.config, scan_layers=True))
-    stacked = stack_layers(params)
-    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), tokens(1, 2))["params"]
-    shapes = jax.tree.map(lambda box: box.value.shape, shapes, is_leaf=lambda leaf: hasattr(leaf, "names"))
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, stacked)
-    ours = jax.jit(scanned.apply)({"params": stacked}, tokens(2, 9))
-    np.testing.assert_allclose(ours, jax.jit(model.apply)({"params": params}, tokens(2, 9)), atol=2e-5)
+def test_layers_stack_and_unstack(config, make):
+    """Both layouts hold the same numbers bit for bit."""
+    _, params = make(config)
+    _, stacked = make(config, scan_layers=True)
+    ours = stack_layers(params)
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, stacked)
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(ours), params)
 
 
-@pytest.mark.parametrize("nano", [False, True])
-def test_where_the_authors_code_divides_by_zero(mosaic_config, make, tokens, nano):
+@some
+def test_scanned_layers_compute_the_same(config, make, jit, tokens):
+    model, params = make(config)
+    scanned, _ = make(config, scan_layers=True)
+    ours = jit(scanned.apply)({"params": stack_layers(params)}, tokens(2, 9))
+    np.testing.assert_allclose(ours, jit(model.apply)({"params": params}, tokens(2, 9)), atol=2e-5)
+
+
+@pytest.mark.parametrize("config", ["mosaic", "nano"], indirect=True)
+def test_where_the_authors_code_divides_by_zero(config, make, jit, tokens):
     """A zero vector at the input, c = 0 with nothing to peek at, and no decay: finite value and gradient."""
-    config = dataclasses.replace(mosaic_config, variant="nano" if nano else "library")
     model, params = make(config)
 
     def loss(params, sequence):
         return model.apply({"params": params}, sequence, sequence, method="loss")[0]
 
-    @jax.jit
+    @jit
     def run(params, sequence):
         return model.apply({"params": params}, sequence), jax.grad(loss)(params, sequence)
 
@@ -176,7 +190,8 @@ def test_where_the_authors_code_divides_by_zero(mosaic_config, make, tokens, nan
         return jax.tree_util.tree_map_with_path(lambda path, a: 0 * a if path[-1].key in names else a, params)
 
     sequence = tokens(2, 6)
-    blank = params | {"embedding": np.where(np.arange(31)[:, None] == sequence[0, 0], 0, params["embedding"])}
+    first = np.arange(31)[:, None] == sequence[0, 0]
+    blank = params | {"embedding": np.where(first, np.float32(0), params["embedding"])}
     cases = [
         blank,
         zero(params, "embedding"),
