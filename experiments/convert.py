@@ -44,8 +44,8 @@ N_HEAD = flags.DEFINE_integer("n_head", None, "heads of a GPT, if the checkpoint
 GELU = flags.DEFINE_enum(
     "gelu",
     None,
-    ["tanh", "erf"],
-    "of a GPT, if the checkpoint does not tell: tanh, as in `Library`; nanoGPT and `nanoMosaics` have erf",
+    ["erf", "tanh"],
+    "of a GPT, if the checkpoint does not tell: erf, as in nanoGPT and `nanoMosaics`; `Library` has tanh",
 )
 
 
@@ -68,7 +68,7 @@ def read_theirs(path: Path, out: Path) -> None:
     told = checkpoint.get("model_args", {})
     pre_ln = told.get("pre_ln", True) if PRE_LN.value is None else PRE_LN.value
     n_head = told.get("n_head") if N_HEAD.value is None else N_HEAD.value
-    gelu = GELU.value or told.get("gelu", "tanh")
+    gelu = GELU.value or told.get("gelu", "erf")
     config, params = from_torch(checkpoint, pre_ln=pre_ln, n_head=n_head, gelu=gelu)
     config = dataclasses.replace(config, skip_tokens=told.get("skip_tokens", 0))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
