@@ -4,7 +4,7 @@
     python -m experiments.babistories --flagfile=experiments/flags/babistories_12.flags --workdir=runs/babistories \
         --train_files=data/babistories_train --eval_files=data/babistories_val [--model=gpt2]
 
-`demo` takes under 5 minutes on 2 CPU cores. The published run, 12 blocks and 21 B tokens, ended at a validation loss of
+`demo` takes minutes on 2 CPU cores. The published run, 12 blocks and 21 B tokens, ended at a validation loss of
 1.50 (published, BabiStories; not reproduced here). WORKDIR/MODEL/ holds each run, WORKDIR/results.json their results.
 """
 
