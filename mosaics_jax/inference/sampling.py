@@ -13,6 +13,9 @@ from jax import lax
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array
 
+BLOCK = 128
+INFINITY_BITS = 0x7F800000  # of a float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -41,31 +44,59 @@ def draw(key_B: Array, logits_BV: Array, sampling: Sampling) -> Array:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p < 1:
         logits_BV = keep_top_p(logits_BV, sampling.top_p)
-    return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)
+    return _pick(jax.vmap(jax.random.uniform)(key_B), jnp.exp(logits_BV))
+
+
+def _pick(uniform_B: Array, weights_BV: Array) -> Array:
+    """The token at which the summed weights pass a random share of their total: first its block, then its place there.
+
+    One random number a row and short sums; noise for each of V tokens takes 15 times as long on CPU.
+    """
+    blocks = jnp.pad(weights_BV, ((0, 0), (0, -weights_BV.shape[1] % BLOCK))).reshape(len(weights_BV), -1, BLOCK)
+    block_B, rest_B = _pass(uniform_B, jnp.sum(blocks, axis=-1), relative=True)
+    inside = jnp.take_along_axis(blocks, block_B[:, None, None], axis=1)[:, 0]
+    place_B, _ = _pass(rest_B, inside)
+    return (block_B * BLOCK + place_B).astype(jnp.int32)
+
+
+def _pass(target_B: Array, weights_BN: Array, relative: bool = False) -> tuple[Array, Array]:
+    """Where the running sum of weights first exceeds a target (or that share of the total), and what was left of it."""
+    sum_BN = jnp.cumsum(weights_BN, axis=-1)
+    if relative:
+        target_B = target_B * sum_BN[:, -1]
+    # Rounding must neither choose a weight of 0 nor leave a row without a choice.
+    passed_BN = (sum_BN > target_B[:, None]) & (weights_BN > 0)
+    index_B = jnp.where(jnp.any(passed_BN, axis=-1), jnp.argmax(passed_BN, axis=-1), jnp.argmax(weights_BN, axis=-1))
+    before_BN = sum_BN - weights_BN
+    return index_B, target_B - jnp.take_along_axis(before_BN, index_B[:, None], axis=1)[:, 0]
 
 
 def keep_top_k(logits_BV: Array, k: int) -> Array:
     """The logits, -inf outside the k largest of each row; those equal to the k-th all stay."""
-    least_B1 = lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][:, -1:]
-    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    return _keep_enough(logits_BV, jnp.ones((), jnp.int32), min(k, logits_BV.shape[-1]))
 
 
 def keep_top_p(logits_BV: Array, p: float) -> Array:
-    """The logits, -inf outside the fewest tokens whose probabilities add up to ``p``; those equal to the last all stay.
+    """The logits, -inf outside the fewest tokens whose probabilities add up to ``p``; all equal to the last stay."""
+    return _keep_enough(logits_BV, jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1), p)
 
-    The least probability to keep is found bit by bit rather than by sorting (31 sums over V; on CPU 30 times as fast):
-    floats that are not negative are ordered as their bits are.
+
+def _keep_enough(logits_BV: Array, weights: Array, enough: float) -> Array:
+    """The logits, -inf outside the fewest largest whose weights add up to ``enough``.
+
+    The least logit to keep is found bit by bit rather than by sorting (31 sums over V; on CPU 15 times as fast): floats
+    that are not negative, as distances from the largest, are ordered as their bits are.
     """
-    probability_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
-    bits_BV = lax.bitcast_convert_type(probability_BV, jnp.int32)
+    distance_BV = (jnp.max(logits_BV, axis=-1, keepdims=True) - logits_BV).astype(jnp.float32)
+    rank_BV = INFINITY_BITS - lax.bitcast_convert_type(distance_BV, jnp.int32)
 
     def set_bit(i: Array, least_B1: Array) -> Array:
         trial_B1 = least_B1 | (1 << (30 - i))
-        mass_B1 = jnp.sum(jnp.where(bits_BV >= trial_B1, probability_BV, 0.0), axis=-1, keepdims=True)
-        return jnp.where(mass_B1 >= p, trial_B1, least_B1)
+        sum_B1 = jnp.sum(jnp.where(rank_BV >= trial_B1, weights, 0), axis=-1, keepdims=True)
+        return jnp.where(sum_B1 >= enough, trial_B1, least_B1)
 
     least_B1 = lax.fori_loop(0, 31, set_bit, jnp.zeros((len(logits_BV), 1), jnp.int32))
-    return jnp.where(bits_BV >= least_B1, logits_BV, -jnp.inf)
+    return jnp.where(rank_BV >= least_B1, logits_BV, -jnp.inf)
 
 
 def prompt_keys(seed: int, prompts: Sequence[Sequence[int]]) -> Array:
