@@ -3,6 +3,7 @@
 from mosaics_jax.ops.cross_entropy import cross_entropy, head_cross_entropy
 from mosaics_jax.ops.kernel_regression import gaussian_regression, unit_key_regression
 from mosaics_jax.ops.leaky_average import LeakyForm, leaky_average
+from mosaics_jax.ops.linear_memory import linear_memory
 from mosaics_jax.ops.normalize import unit
 from mosaics_jax.ops.retrieval import RetrievalForm, causal_retrieval, stored_retrieval
 from mosaics_jax.ops.slot_retrieval import slot_retrieval
@@ -15,6 +16,7 @@ __all__ = [
     "gaussian_regression",
     "head_cross_entropy",
     "leaky_average",
+    "linear_memory",
     "slot_retrieval",
     "stored_retrieval",
     "unit",

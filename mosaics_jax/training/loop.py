@@ -102,7 +102,7 @@ def train(
         checkpoints.check_room(trainer.abstract)
         metrics = MetricsWriter(workdir, start)
         stack.callback(metrics.close)
-        progress = Progress(metrics, start, steps, task.tokens_per_step, loop_config.log_every)
+        progress = Progress(metrics, start, steps, task.tokens_per_step, loop_config.log_every, task.unit)
         profile = stack.enter_context(contextlib.ExitStack())
 
         def due(step: int, every: int) -> bool:

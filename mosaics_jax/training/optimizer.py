@@ -1,4 +1,4 @@
-"""AdamW as the published runs used it: linear warm-up, cosine decay, clipping, decay of matrices only."""
+"""AdamW as the published runs used it: linear warm-up, a schedule of decay, clipping, weight decay of matrices only."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_choices, setting
 from mosaics_jax.shapes import Array, Params
 
 # Logical axes that stack equal parameters (scanned layers, an ensemble of seeds): no dimension of the tensor itself.
@@ -22,14 +22,17 @@ class OptimizerConfig:
     learning_rate: float = setting(5e-3, "highest learning rate, reached at the end of warm-up")
     min_learning_rate: float = setting(1e-4, "learning rate at the last step")
     warmup_steps: int = setting(2000, "steps of linear warm-up from 0")
+    decay: str = setting("cosine", "how the learning rate falls from highest to last", ("cosine", "linear"))
     weight_decay: float = setting(0.1, "decoupled weight decay, on tensors of two or more dimensions")
     beta1: float = setting(0.9, "decay of AdamW's mean of gradients")
     beta2: float = setting(0.95, "decay of AdamW's mean of squared gradients")
     epsilon: float = setting(1e-8, "AdamW's epsilon, added to the root of the second moment")
+    bias_correction: bool = setting(True, "Adam's division of its means by 1 - beta^step, as published by its authors")
     clip_norm: float = setting(1.0, "largest global norm of the gradient (0: no clipping)")
     accumulate: int = setting(1, "micro-batches that one step sums its gradient over (saves memory)")
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
@@ -43,15 +46,22 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, ...: 0 at the first, highest at ``warmup_steps``, least at ``steps``."""
+    """Learning rate of update 0, 1, ...: 0 at the first, highest at ``warmup_steps``, least at ``steps``.
+
+    Without bias correction it contains the factor (1 - beta1^t) / sqrt(1 - beta2^t) of update t = 1, 2, ..., which
+    takes the correction back; what remains of it is that epsilon counts times the root.
+    """
 
     def learning_rate(count: Any) -> Array:
         count = jnp.asarray(count, jnp.result_type(float))  # float64 in float64 runs, whatever the counter's type
         warmup = config.learning_rate * count / max(config.warmup_steps, 1)
         progress = jnp.clip((count - config.warmup_steps) / max(steps - config.warmup_steps, 1), 0.0, 1.0)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        decayed = config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
-        return jnp.where(count < config.warmup_steps, warmup, decayed)
+        share = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.decay == "cosine" else 1 - progress
+        decayed = config.min_learning_rate + share * (config.learning_rate - config.min_learning_rate)
+        rate = jnp.where(count < config.warmup_steps, warmup, decayed)
+        if config.bias_correction:
+            return rate
+        return rate * (1 - config.beta1 ** (count + 1)) / jnp.sqrt(1 - config.beta2 ** (count + 1))
 
     return learning_rate
 

@@ -22,11 +22,11 @@ def say(text: str) -> None:
 class Progress:
     """Records metrics one step late, so that the host never waits for the step it has just dispatched."""
 
-    def __init__(self, writer: MetricsWriter, start: int, steps: int, tokens_per_step: int, log_every: int):
+    def __init__(self, writer: MetricsWriter, start: int, steps: int, tokens_per_step: int, log_every: int, unit: str):
         self._writer = writer
         self._start, self._steps = start, steps
         self._tokens_per_step = tokens_per_step
-        self._log_every = log_every
+        self._log_every, self._unit = log_every, unit
         self._pending: tuple[int, Any] | None = None
         self._made = self._began = time.perf_counter()
         self._mark: float | None = None  # when the last step ended; None before the first
@@ -93,7 +93,7 @@ class Progress:
         left = elapsed / (step - self._start) * (self._steps - step)
         return (
             f"step {step}/{self._steps}  loss {values['loss']:.4f}  gradient {values['grad_norm']:.3g}  "
-            f"lr {values['learning_rate']:.3g}  {tokens_per_s:,.0f} tokens/s  {duration(left)} left"
+            f"lr {values['learning_rate']:.3g}  {tokens_per_s:,.0f} {self._unit}/s  {duration(left)} left"
         )
 
 

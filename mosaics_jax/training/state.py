@@ -27,7 +27,7 @@ class Task:
     train_data: a Grain dataset of batches, endless: trees of numpy arrays, rows first, this process's rows only.
     evaluate(params) -> metrics; sample(params) -> text. Called between steps, under the mesh.
     config: JSON-able; all that must agree for a run to go on from a checkpoint.
-    tokens_per_step: for throughput, over all processes.
+    tokens_per_step: for throughput, over all processes; unit: what is counted.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Task:
     train_data: Iterable[Any]
     config: dict[str, Any]
     tokens_per_step: int
+    unit: str = "tokens"
     evaluate: Callable[[Params], dict[str, float]] | None = None
     sample: Callable[[Params], str] | None = None
 
@@ -94,7 +95,7 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The update ``step(state, batch) -> (state, metrics)``.
 
-    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own.
+    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own, which may replace these.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -121,11 +122,11 @@ def make_step(
         mean_gradient = gradient if accumulate == 1 else accumulated
         (value, metrics), grads = mean_gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {
+        metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-        }
+        } | metrics
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key), metrics
 

@@ -122,3 +122,36 @@ def test_accumulation_equals_the_full_batch(accumulate):
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(ValueError, match=field):
         OptimizerConfig(**{field: value})
+
+
+def test_linear_decay(x64):
+    config = OptimizerConfig(learning_rate=1e-2, min_learning_rate=5e-6, warmup_steps=0, decay="linear")
+    rate = schedule(config, steps=500)
+    for count in (0, 1, 250, 499, 500):
+        assert float(rate(jnp.int32(count))) == pytest.approx(1e-2 + (5e-6 - 1e-2) * count / 500, rel=1e-12)
+
+
+def test_adam_without_bias_correction_is_the_plain_recursion(x64):
+    config = OptimizerConfig(
+        learning_rate=1e-2, min_learning_rate=5e-6, warmup_steps=0, decay="linear", weight_decay=0.0, beta2=0.999,
+        clip_norm=0.0, bias_correction=False,
+    )  # fmt: skip
+    optimizer = make_optimizer(config, 20, {"w": False})
+    params = {"w": jnp.zeros(3)}
+    state = optimizer.init(params)
+    mean, square, expected = np.zeros(3), np.zeros(3), np.zeros(3)
+    random = np.random.default_rng(0)
+    for count in range(20):
+        gradient = random.normal(size=3)
+        updates, state = optimizer.update({"w": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        epsilon = 1e-8 * np.sqrt(1 - 0.999 ** (count + 1))  # as documented: smaller than the plain 1e-8 at first
+        expected -= (1e-2 + (5e-6 - 1e-2) * count / 20) * mean / (np.sqrt(square) + epsilon)
+        np.testing.assert_allclose(params["w"], expected, rtol=1e-9)
+
+
+def test_decay_is_one_of_two():
+    with pytest.raises(ValueError, match="cosine, linear"):
+        OptimizerConfig(decay="square")

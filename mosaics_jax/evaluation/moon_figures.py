@@ -1,0 +1,128 @@
+"""The figures of three moons, each as PNG and as PDF."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mosaics_jax.evaluation.figures import COLORS
+
+DOTS_PER_INCH = 200
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """``path`` without a suffix: writes path.png and path.pdf."""
+    figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
+def draw_continuations(x_TC: np.ndarray, made: Mapping[str, np.ndarray], context: int, path: Path) -> None:
+    """The sine of each moon over time, and what each network makes after ``context`` points: ``made``, (steps, C)."""
+    steps = len(next(iter(made.values())))
+    begin, end = max(0, context - 2 * steps), min(len(x_TC), context + steps)
+    moons = x_TC.shape[1] // 2
+    figure = _figure(7.0, 1.5 * moons + 0.6)
+    for moon, axes in enumerate(np.atleast_1d(figure.subplots(moons, sharex=True))):
+        axes.plot(np.arange(begin, end), x_TC[begin:end, 2 * moon], color="0.6", linewidth=3, label="signal")
+        for color, (name, points) in zip(COLORS, made.items(), strict=False):
+            axes.plot(
+                np.arange(context, context + steps), points[:, 2 * moon], ".-", color=color, markersize=3, label=name
+            )
+        axes.axvline(context - 0.5, color="0.3", linewidth=0.8, linestyle=":")
+        axes.set_ylabel(f"moon {moon + 1}")
+        axes.set_ylim(-1.35, 1.35)
+    axes.set_xlabel(f"step (context: {context} points)")
+    figure.axes[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0))
+    _save(figure, path)
+
+
+def draw_error_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    contexts: np.ndarray,
+    marks: Mapping[str, tuple[Sequence[float], float]],
+    metric: str,
+    path: Path,
+) -> None:
+    """Error against context length: a panel for each signal, in it a curve for each network.
+
+    ``curves[signal][network]``: errors, (seeds, contexts); the median over seeds is drawn, and the range between least
+    and largest shaded. ``marks[signal]``: the single periods and the total one, in steps, drawn as lines.
+    """
+    figure = _figure(3.6 * len(curves), 3.2)
+    for axes, (signal, networks) in zip(
+        np.atleast_1d(figure.subplots(1, len(curves), sharey=True)), curves.items(), strict=True
+    ):
+        singles, total = marks[signal]
+        for period in singles:
+            axes.axvline(period, color="0.55", linewidth=0.8, linestyle=":")
+        axes.axvline(total, color="0.2", linewidth=1.0, linestyle="--")
+        for color, (name, errors) in zip(COLORS, networks.items(), strict=False):
+            axes.plot(contexts, np.median(errors, axis=0), color=color, linewidth=1.3, label=name)
+            if len(errors) > 1:
+                axes.fill_between(contexts, errors.min(axis=0), errors.max(axis=0), color=color, alpha=0.2, linewidth=0)
+        axes.set_xlim(0, min(contexts[-1], 2 * total))
+        axes.set_title(signal, fontsize=10)
+        axes.set_xlabel("context length (steps)")
+        axes.text(total, 0.98, " total period", fontsize=7, transform=axes.get_xaxis_transform(), va="top")
+        axes.text(max(singles), 0.98, " single\n periods", fontsize=7, transform=axes.get_xaxis_transform(), va="top")
+    first = figure.axes[0]
+    first.set_ylim(bottom=0)
+    first.set_ylabel(metric)
+    figure.axes[-1].legend(frameon=False, fontsize=8, loc="center right")
+    _save(figure, path)
+
+
+def draw_matrices(matrices: Mapping[str, np.ndarray], title: str, path: Path) -> None:
+    """The modulus matrices of one network, each entry written in its square."""
+    figure = _figure(2.5 * len(matrices), 2.9)
+    labels = {"W_phi": ("moon", "key channel"), "W_psi": ("moon", "value channel"), "W_z": ("answer channel", "moon")}
+    for axes, (name, matrix) in zip(np.atleast_1d(figure.subplots(1, len(matrices))), matrices.items(), strict=True):
+        axes.imshow(matrix, cmap="Blues", vmin=0, vmax=max(matrix.max(), 1e-9))
+        for (row, column), value in np.ndenumerate(matrix):
+            dark = value > 0.6 * matrix.max()
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            )
+        x_label, y_label = labels[name]
+        axes.set_title(f"|{name}|", fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        for axis, size in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
+            axis.set_ticks(range(size), labels=[str(i + 1) for i in range(size)])
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_attention(weights: Mapping[str, np.ndarray], signal: str, path: Path) -> None:
+    """Which past step each head looks at: a panel a head, query step against stored step. Weights are (H, T, T)."""
+    panels = [
+        (f"{name}, head {h + 1}" if len(w) > 1 else name, w[h]) for name, w in weights.items() for h in range(len(w))
+    ]
+    figure = _figure(2.4 * len(panels) + 0.4, 2.9)
+    all_axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
+    for axes, (name, matrix) in zip(all_axes, panels, strict=True):
+        _attention_panel(axes, name, matrix)
+    all_axes[0].set_ylabel("query step")
+    figure.suptitle(f"attention over time, {signal}", fontsize=10)
+    _save(figure, path)
+
+
+def _attention_panel(axes: Axes, name: str, matrix_TT: np.ndarray) -> None:
+    # The largest weight within squares of some steps: single ones would fall between the dots of the picture.
+    size = max(1, len(matrix_TT) // 200)
+    length = len(matrix_TT) // size * size
+    coarse = matrix_TT[:length, :length].reshape(length // size, size, length // size, size).max(axis=(1, 3))
+    axes.imshow(
+        coarse, cmap="magma_r", vmin=0, vmax=max(float(np.quantile(coarse, 0.995)), 1e-9), extent=(0, length, length, 0)
+    )
+    axes.set_title(name, fontsize=9)
+    axes.set_xlabel("stored step")
