@@ -46,11 +46,11 @@ def test_continuations_are_the_recorded_ones(x64, name, context, complete):
 
 def predict(params, heads, x):
     """The prediction after the points x (n, C), as the equations have it."""
+    if len(x) == 1:
+        return np.zeros(x.shape[1])
     phi, psi, z = (np.asarray(real_form(params[name])) for name in NAMES)
     keys = (x @ phi.T).reshape(len(x), heads, -1)
     values = (x[1:] @ psi.T).reshape(len(x) - 1, heads, -1)
-    if len(x) == 1:
-        return np.zeros(x.shape[1])
     scores = 50 * np.einsum("hd,nhd->hn", keys[-1], keys[:-1])
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     answers = np.einsum("hn,nhd->hd", weights / weights.sum(axis=1, keepdims=True), values)
@@ -80,13 +80,13 @@ def test_generation_equals_running_the_network_again(x64, name):
 @pytest.mark.parametrize("name", HEADS)
 def test_error_curves_are_the_recorded_ones(name, ours, theirs, authors_metric):
     """Means over 30 contexts, since starts are drawn at random here and there; the two metrics differ by 0.1."""
-    x = evaluation_windows(MoonsConfig(), parse(ours), 16, seed=0)
+    x = evaluation_windows(MoonsConfig(), parse(ours), 32, seed=0)
     contexts, errors = error_curve(recorded(f"{name}/trained"), MoonMosaicConfig(heads=HEADS[name]), x, authors_metric)
     np.testing.assert_array_equal(contexts, np.arange(1, 776))
     kind = "cached_official" if authors_metric else "nocache_aligned"
     expected = ARRAYS[f"{name}/trained/{theirs}_{kind}"]
     smooth = [np.convolve(curve, np.ones(30) / 30, "valid") for curve in (errors[:774], expected)]
-    np.testing.assert_allclose(*smooth, atol=0.03)
+    np.testing.assert_allclose(*smooth, atol=0.02)
 
 
 def test_an_error_curve_is_the_mean_error_of_continuations(x64):

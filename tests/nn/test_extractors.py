@@ -81,3 +81,16 @@ def test_a_value_is_made_of_its_position_and_the_next(convolution):
     np.testing.assert_allclose(later, expected[1], rtol=1e-4, atol=1e-5)
     values = module.apply({"params": params}, now, gain, method="value")
     np.testing.assert_allclose(np.linalg.norm(values, axis=-1), np.exp(-0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_convolutions_begin_with_the_variance_of_their_fan_in(taps):
+    """As the authors' code begins: variance 1 / (C S) for width C and S taps; std is that of a projection."""
+    width = 128
+    x = jnp.zeros((1, 4, width))
+    module = KeyExtractor(heads=HEADS, power=1, log_bound=5.0, std=width**-0.5, taps=taps)
+    key_kernel = module.init(jax.random.key(0), x)["params"]["W_phi"]["kernel"].value
+    assert float(key_kernel.std()) == pytest.approx((width * taps) ** -0.5, rel=0.05)
+    module = ValueExtractor(heads=HEADS, std=width**-0.5, convolution=True)
+    value_kernel = module.init(jax.random.key(0), x)["params"]["W_psi"]["kernel"].value
+    assert float(value_kernel.std()) == pytest.approx((2 * width) ** -0.5, rel=0.05)
