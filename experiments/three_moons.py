@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import entry
-from experiments.moons import evaluate, moon_network, report
+from experiments.moons import MOON_OPTIMIZER, evaluate, moon_network, report
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.moons import MoonMosaicConfig
@@ -31,18 +31,7 @@ AUTHORS_METRIC = flags.DEFINE_bool(
 )
 entry.define_flags(MoonsConfig)
 entry.define_flags(MoonMosaicConfig, skip=("heads",))
-entry.define_flags(
-    OptimizerConfig,
-    learning_rate=1e-2,
-    min_learning_rate=5e-6,
-    warmup_steps=0,
-    decay="linear",
-    weight_decay=0.0,
-    beta2=0.999,
-    epsilon=2e-8,
-    bias_correction=False,
-    clip_norm=0.0,
-)
+entry.define_flags(OptimizerConfig, **MOON_OPTIMIZER)
 entry.define_flags(LoopConfig, steps=500, eval_every=0, sample_every=0, checkpoint_every=100, log_every=50)
 
 
