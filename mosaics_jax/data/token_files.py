@@ -5,19 +5,13 @@ meta.json             format, dtype, counts, tokenizer, sources and hashes (clas
 tokenizer.model       or encoder.json and vocab.bpe: the tokenizer itself
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +20,7 @@ from tqdm import tqdm
 from mosaics_jax.data import staging
 from mosaics_jax.data.documents import matched_files, read_documents
 from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from mosaics_jax.data.workers import in_order
 from mosaics_jax.errors import UserError
 
 FORMAT, VERSION = "mosaics_jax tokens", 1
@@ -236,59 +231,25 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _encoded(
     chunks: Iterable[list[str]], tokenizer: Tokenizer, directory: Path, workers: int
-) -> Iterator[tuple[np.ndarray, int]]:
+) -> Generator[tuple[np.ndarray, int], None, None]:
     """Token ids and number of documents of each chunk, in order; ``directory`` holds the tokenizer for the workers."""
-    if workers <= 1:
-        yield from ((_encode_chunk(chunk, tokenizer), len(chunk)) for chunk in chunks)
-        return
-    # Fresh processes, not forks: the caller may have JAX's threads, and a lock held by one would stay locked in a fork.
-    executor = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(directory,)
-    )
-    # A bounded queue: the text is read no further ahead than the workers can take.
-    pending: collections.deque[tuple[concurrent.futures.Future[np.ndarray], int]] = collections.deque()
-    try:
-        for chunk in chunks:
-            pending.append((executor.submit(_encode_in_worker, chunk), len(chunk)))
-            if len(pending) > 2 * workers:
-                future, count = pending.popleft()
-                yield future.result(), count
-        for future, count in pending:
-            yield future.result(), count
-    except BrokenProcessPool as error:
-        raise UserError("a tokenizing process died, perhaps for want of memory: try fewer workers") from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    here = functools.partial(_encode_chunk, tokenizer)
+    return in_order(here if workers <= 1 else functools.partial(_encode_in_worker, directory), chunks, workers)
 
 
-def _encode_chunk(chunk: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+def _encode_chunk(tokenizer: Tokenizer, chunk: Sequence[str]) -> tuple[np.ndarray, int]:
     ids: list[int] = []
     for document in tokenizer.encode_batch(chunk):
         ids += document
         ids.append(tokenizer.end_of_text)
-    return np.array(ids, DTYPES[_dtype_name(tokenizer)])
+    return np.array(ids, DTYPES[_dtype_name(tokenizer)]), len(chunk)
 
 
-_worker_tokenizer: Tokenizer  # of a worker process, set once as it starts
+_tokenizer_in = functools.cache(load_tokenizer)  # once in each worker process
 
 
-def _start_worker(directory: Path) -> None:
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_tokenizer = load_tokenizer(directory)
-
-
-def _exit_with_parent() -> None:
-    """A killed parent cannot end its workers: they watch for it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _encode_in_worker(chunk: Sequence[str]) -> np.ndarray:
-    return _encode_chunk(chunk, _worker_tokenizer)
+def _encode_in_worker(directory: Path, chunk: Sequence[str]) -> tuple[np.ndarray, int]:
+    return _encode_chunk(_tokenizer_in(directory), chunk)
 
 
 def _dtype_name(tokenizer: Tokenizer) -> str:
