@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from experiments import entry
-from experiments.moons import MOON_OPTIMIZER, moon_network
+from experiments.moons import MOON_OPTIMIZER, moon_network, one_device_a_core
 from mosaics_jax.data import staging
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         for heads in range(1, moons + 1)
         if moons % heads == 0
     ]
+    one_device_a_core(kinds[0][0].batch_size)
     results: list[dict[str, Any]] = []
     for moons, config in kinds:
         network = moon_network(config, moons, SEEDS.value, loop.seed)

@@ -1,7 +1,9 @@
 """Networks for moons as training tasks, and their evaluation: what the experiments on them share."""
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mosaics_jax.evaluation.moons import (
 from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.loop import TrainResult
+from mosaics_jax.training.mesh import mean_over_devices
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import Task
@@ -44,7 +47,24 @@ MOON_OPTIMIZER: dict[str, Any] = {
     "bias_correction": False,
     "clip_norm": 0.0,
 }
+VECTOR_FLAG = "--xla_cpu_prefer_vector_width=512"
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+
+
+def one_device_a_core(*rows: int) -> None:
+    """Makes JAX see a device for each core of a CPU, as far as they divide ``rows``; call before anything runs.
+
+    XLA splits an operation among cores, and these networks are many small operations: two cores work on two sequences
+    in half the time of one, but on one sequence in two thirds. GPUs and TPUs are left as they are.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{VECTOR_FLAG} {given}".strip()
+    if "device_count" in given:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = next(n for n in range(cores, 0, -1) if all(count % n == 0 for count in rows))
+    with contextlib.suppress(RuntimeError):  # a caller has used JAX already, or has said how many devices it wants
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 @dataclasses.dataclass
@@ -90,7 +110,7 @@ def moon_network(config: MoonMosaicConfig, moons: MoonsConfig, seeds: int, seed:
 
     def loss(params: Params, x_BTC: Array, key: Array) -> tuple[Array, dict[str, Array]]:
         del key
-        losses = jax.vmap(loss_of_one, in_axes=(0, None))(params, x_BTC)
+        losses = mean_over_devices(jax.vmap(loss_of_one, in_axes=(0, None)))(params, x_BTC)
         return jnp.sum(losses), {"loss": jnp.mean(losses)} | {f"loss_{i}": losses[i] for i in range(seeds)}
 
     task = Task(

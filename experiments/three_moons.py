@@ -11,14 +11,16 @@ the figures, as PNG and PDF, sum up. `--authors_metric` computes errors as the p
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from experiments import entry
-from experiments.moons import MOON_OPTIMIZER, evaluate, moon_network, report
+from experiments.moons import MOON_OPTIMIZER, evaluate, moon_network, one_device_a_core, report
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.moons import MoonMosaicConfig
 from mosaics_jax.training.loop import LoopConfig, train
+from mosaics_jax.training.mesh import make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.workdir import check_workdir
 
@@ -46,12 +48,14 @@ def main(argv: list[str]) -> None:
     )
     if moons.context_length <= 35:
         raise UserError(f"context_length={moons.context_length}: errors need windows of more than 35 points")
+    one_device_a_core(moons.batch_size, STARTS.value)
     configs = [entry.from_flags(MoonMosaicConfig, heads=heads) for heads in head_counts()]
     networks = [moon_network(config, moons, SEEDS.value, loop.seed) for config in configs]
     for network in networks:
         result = train(workdir / network.name, loop, optimizer, network.task)
         network.take(result, workdir / network.name)
-    results = evaluate(networks, moons, STARTS.value, loop.seed, AUTHORS_METRIC.value)
+    with jax.set_mesh(make_mesh(loop.mesh)):
+        results = evaluate(networks, moons, STARTS.value, loop.seed, AUTHORS_METRIC.value)
     report(results, networks, moons, Path(workdir), AUTHORS_METRIC.value)
 
 

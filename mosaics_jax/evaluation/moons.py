@@ -1,7 +1,6 @@
 """How well a moon network goes on from a context of any length (v1 section 4, figures 3 to 5)."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from jax import lax
 
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
-from mosaics_jax.ops.linear_memory import NEVER, divide, fold, in_chunks, join_sums, past_sums, unfold
+from mosaics_jax.ops.linear_memory import NEVER, ahead, divide, join_sums, past_sums
 from mosaics_jax.shapes import Array, Params
+from mosaics_jax.training.mesh import mean_over_devices
 
 STEPS = 25  # generated points that an error is the mean of
 
@@ -30,66 +30,68 @@ def continuations(
     """
     if min(contexts) < 1 or max(contexts) > x_BTC.shape[1]:
         raise ValueError(f"contexts from {min(contexts)} to {max(contexts)} in windows of {x_BTC.shape[1]} points")
-    return in_chunks(lambda x: _continue(params, config, x, np.array(contexts), steps, complete), x_BTC)
+    return lax.map(lambda x_TC: _continue(params, config, x_TC, np.array(contexts), steps, complete), x_BTC)
 
 
 def _continue(
-    params: Params, config: MoonMosaicConfig, x_BTC: Array, context_R: np.ndarray, steps: int, complete: bool
+    params: Params, config: MoonMosaicConfig, x_TC: Array, context_R: np.ndarray, steps: int, complete: bool
 ) -> Array:
-    heads = config.heads
     w_phi, w_psi, w_z = (real_form(params[name]) for name in ("W_phi", "W_psi", "W_z"))
-    w_phi_HDC, w_psi_HDC = (w.reshape(heads, -1, w.shape[1]) for w in (w_phi, w_psi))
-    batch, _, channels = x_BTC.shape
-    keys_GTD = fold(jnp.einsum("btc,hdc->bhtd", x_BTC, w_phi_HDC))
-    next_GTC = jnp.repeat(jnp.pad(x_BTC[:, 1:], ((0, 0), (0, 1), (0, 0))), heads, axis=0)
+    w_phi_HDC, w_psi_HDC = (w.reshape(config.heads, -1, w.shape[1]) for w in (w_phi, w_psi))
+    heads, rows, channels = config.heads, len(context_R), x_TC.shape[1]
 
-    def to_keys(point_BRC: Array) -> Array:
-        return fold(jnp.einsum("brc,hdc->bhrd", point_BRC, w_phi_HDC))
+    def to_keys(points_NC: Array) -> Array:
+        return jnp.einsum("nc,hdc->hnd", points_NC, w_phi_HDC)
 
-    def output(queries_GRD: Array, generated: tuple[Array, Array], count: Array) -> Array:
-        """The network's output where each row asks its true pairs and ``count`` generated ones."""
-        queries_GRD = config.sharpness * queries_GRD
-        past = join_sums(*past_sums(queries_GRD, keys_GTD, next_GTC, context_R - 1))
-        keys_GRJD, points_GRJC = generated
-        scores = jnp.einsum("grd,grjd->grj", queries_GRD, keys_GRJD)
+    keys_HTD = to_keys(x_TC)
+    next_HTC = jnp.broadcast_to(ahead(x_TC[None])[0], (heads, *x_TC.shape))
+
+    def output(queries_HRD: Array, made_keys_HRJD: Array, made_RJC: Array, count: Array) -> Array:
+        """The network's output where each row asks its true pairs and the first ``count`` of its own."""
+        queries_HRD = config.sharpness * queries_HRD
+        past = past_sums(queries_HRD, keys_HTD, next_HTC, context_R - 1)
+        scores = jnp.einsum("hrd,hrjd->hrj", queries_HRD, made_keys_HRJD)
         scores = jnp.where(jnp.arange(steps) < count, scores, NEVER)
         top = jnp.max(scores, axis=-1, initial=NEVER)
-        weights = jnp.exp(scores - top[..., None])
-        made = top, jnp.sum(weights, axis=-1), jnp.einsum("grj,grjc->grc", weights, points_GRJC)
+        weights = jnp.exp(scores - top[..., None]) * (count > 0)
+        made = top, jnp.sum(weights, axis=-1), jnp.einsum("hrj,rjc->hrc", weights, made_RJC)
         _, total, sums = join_sums(past, made)
         # The mean of next points, and then W_psi, which is linear: the answer of the head.
-        answers = jnp.einsum("bhrc,hdc->brhd", unfold(divide(sums, total[..., None]), heads), w_psi_HDC)
-        return jnp.einsum("brd,cd->brc", answers.reshape(batch, len(context_R), -1), w_z)
+        answers = jnp.einsum("hrc,hdc->rhd", divide(sums, total[..., None]), w_psi_HDC)
+        return jnp.einsum("rd,cd->rc", answers.reshape(rows, -1), w_z)
 
-    shape = (batch * heads, len(context_R), steps)
-    store = jnp.zeros((*shape, w_phi_HDC.shape[1])), jnp.zeros((*shape, channels))
-    last_GRD = to_keys(x_BTC[:, context_R - 1])
-    first_BRC = output(last_GRD, store, jnp.array(0))
+    made_keys_HRJD = jnp.zeros((heads, rows, steps, w_phi_HDC.shape[1]), x_TC.dtype)
+    made_RJC = jnp.zeros((rows, steps, channels), x_TC.dtype)
+    last_HRD = to_keys(x_TC[context_R - 1])
+    first_RC = output(last_HRD, made_keys_HRJD, made_RJC, jnp.array(0))
 
-    def step(carry: tuple[Array, Array, tuple[Array, Array]], j: Array) -> tuple[Any, Array]:
-        last_GRD, point_BRC, (keys, points) = carry
-        known = jnp.repeat(point_BRC, heads, axis=0) * complete
-        store = keys.at[:, :, j].set(last_GRD), points.at[:, :, j].set(known)
-        key_GRD = to_keys(point_BRC)
-        point_BRC = output(key_GRD, store, j + 1)
-        return (key_GRD, point_BRC, store), point_BRC
+    def step(carry: tuple[Array, Array, Array, Array], j: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
+        last_HRD, point_RC, made_keys_HRJD, made_RJC = carry
+        made_keys_HRJD = made_keys_HRJD.at[:, :, j].set(last_HRD)
+        made_RJC = made_RJC.at[:, j].set(point_RC * complete)
+        key_HRD = to_keys(point_RC)
+        point_RC = output(key_HRD, made_keys_HRJD, made_RJC, j + 1)
+        return (key_HRD, point_RC, made_keys_HRJD, made_RJC), point_RC
 
-    _, rest = lax.scan(step, (last_GRD, first_BRC, store), jnp.arange(steps))
-    return jnp.concatenate([first_BRC[:, :, None], jnp.moveaxis(rest, 0, 2)], axis=2)
+    _, rest_JRC = lax.scan(step, (last_HRD, first_RC, made_keys_HRJD, made_RJC), jnp.arange(steps))
+    return jnp.concatenate([first_RC[:, None], jnp.swapaxes(rest_JRC, 0, 1)], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "contexts", "complete", "shift"))
-def _summed_errors(
+def _errors(
     params: Params, config: MoonMosaicConfig, x_BTC: Array, contexts: tuple[int, ...], complete: bool, shift: int
 ) -> Array:
-    """Absolute errors of STEPS points after each context, mean over channels, (R, STEPS), summed over windows."""
+    """Absolute errors of the STEPS points after each context, (R,): means over points, channels and windows."""
     places = np.array(contexts)[:, None] + np.arange(STEPS)
 
-    def chunk(x_BTC: Array) -> Array:
-        made = continuations(params, config, x_BTC, contexts, STEPS - 1 + shift, complete)[:, :, shift:]
-        return jnp.mean(jnp.abs(made - x_BTC[:, places]), axis=-1)
+    def of_windows(params: Params, x_BTC: Array) -> Array:
+        def of_one(x_TC: Array) -> Array:
+            made = _continue(params, config, x_TC, np.array(contexts), STEPS - 1 + shift, complete)[:, shift:]
+            return jnp.mean(jnp.abs(made - x_TC[places]), axis=(1, 2))
 
-    return jnp.sum(in_chunks(chunk, x_BTC), axis=0)
+        return jnp.mean(lax.map(of_one, x_BTC), axis=0)
+
+    return mean_over_devices(of_windows)(params, x_BTC)
 
 
 def error_curve(
@@ -99,11 +101,12 @@ def error_curve(
 
     Point j is compared with the true x_{n+j}; the first is the prediction from true points alone. ``authors_metric``
     gives what the published script plots instead: it never completes generated values, and compares the true x_{n+j}
-    with the prediction of x_{n+j+1}.
+    with the prediction of x_{n+j+1}. The windows are split among the devices of the mesh, if one is set
+    and they divide.
     """
     contexts = tuple(range(1, x_BTC.shape[1] - STEPS + 1))
-    total = _summed_errors(params, config, jnp.asarray(x_BTC), contexts, not authors_metric, int(authors_metric))
-    return np.array(contexts), np.asarray(total).mean(axis=1) / len(x_BTC)
+    errors = _errors(params, config, jnp.asarray(x_BTC), contexts, not authors_metric, int(authors_metric))
+    return np.array(contexts), np.asarray(errors)
 
 
 def knee(contexts: np.ndarray, errors: np.ndarray) -> int | None:

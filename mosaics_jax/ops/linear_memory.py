@@ -8,8 +8,6 @@ sums are taken together with those of the answer. Backward then looks at no pair
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -22,7 +20,6 @@ from mosaics_jax.shapes import Array
 
 LANES = 16  # blocks of pairs begin and end at multiples of this, for vector instructions
 ROWS = 80  # queries of a block, of
-SEQUENCES = 4  # sequences at a time: so that their weights stay in the processor's cache
 
 Sums = tuple[Array, Array, Array]  # of weights: the largest score, their sum, their sum times features
 
@@ -33,7 +30,7 @@ def linear_memory(
     """Answers y_BTHD of heads of width D to a signal x; the first row, where memory is empty, is 0.
 
     Gradients are those of the two maps: the signal is data, and none flows into it. All forms but NAIVE are one, which
-    holds the weights of ROWS queries at a time.
+    goes through the sequences one after the other and holds the weights of ROWS queries at a time.
     """
     chex.assert_equal_shape([w_phi_HDC, w_psi_HDC])
     chex.assert_shape(w_phi_HDC, (None, None, x_BTC.shape[-1]))
@@ -49,54 +46,57 @@ def ahead(x_BTC: Array) -> Array:
     return jnp.pad(x_BTC[:, 1:], ((0, 0), (0, 1), (0, 0)))
 
 
-def past_sums(queries_GTD: Array, keys_GND: Array, features_GNE: Array, pairs_T: np.ndarray) -> tuple[Sums, Sums]:
+def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T: np.ndarray) -> Sums:
     """For each query, over its first ``pairs_T`` pairs: largest score, sum of weights, sums of weights times features.
 
-    Scores are dot products, weights exp(score - largest). G: sequences and heads in one axis, since XLA's loops on CPU
-    are several times slower with another. ``pairs_T``: non-negative integers, known when compiling; a query without
-    pairs gives zeros. Returns (G, T), (G, T) and (G, T, E).
+    Scores are dot products, weights exp(score - largest). Written for one sequence, whose weights stay in the
+    processor's cache. ``pairs_T``: non-negative integers, known when compiling; sums over no pair are 0. Returns
+    (H, T), (H, T) and (H, T, E).
     """
-    shared, own = [], []
+    keys_HDN = jnp.swapaxes(keys_HND, 1, 2)
+    blocks = []
     for start in range(0, len(pairs_T), ROWS):
         pairs = pairs_T[start : start + ROWS]
-        queries_GRD = queries_GTD[:, start : start + ROWS]
+        queries_HRD = queries_HTD[:, start : start + ROWS]
         # Pairs that all rows of the block see, and those that some do, where a mask is added: comparisons would take
         # longer than the scores themselves.
-        common, most = int(pairs.min()) // LANES * LANES, min(-(-int(pairs.max()) // LANES) * LANES, keys_GND.shape[1])
-        mask = np.where(np.arange(common, most) < pairs[:, None], 0.0, NEVER).astype(queries_GTD.dtype)
-        shared.append(_sums(queries_GRD, keys_GND[:, :common], features_GNE[:, :common]))
-        own.append(_sums(queries_GRD, keys_GND[:, common:most], features_GNE[:, common:most], mask))
-    return _concatenate(shared), _concatenate(own)
-
-
-def _concatenate(blocks: list[Sums]) -> Sums:
+        common, most = int(pairs.min()) // LANES * LANES, min(-(-int(pairs.max()) // LANES) * LANES, keys_HND.shape[1])
+        parts = [
+            _sums(queries_HRD, keys_HDN[..., low:high], features_HNE[:, low:high], pairs - low)
+            for low, high in ((0, common), (common, max(most, 1)))
+            if low < high
+        ]
+        blocks.append(functools.reduce(join_sums, parts))
     top, total, weighted = (jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
     return top, total, weighted
 
 
-def _sums(queries_GRD: Array, keys_GND: Array, features_GNE: Array, mask: np.ndarray | float = 0.0) -> Sums:
-    if keys_GND.shape[1] == 0:
-        rows = queries_GRD[..., 0]
-        return (
-            jnp.full_like(rows, NEVER),
-            jnp.zeros_like(rows),
-            jnp.zeros((*rows.shape, features_GNE.shape[-1]), rows.dtype),
-        )
-    # Nothing may come between the largest score and the exponentials: XLA would fuse it into their loop, where it
-    # costs as much as they do. Hence the largest score of each part alone.
-    scores = jnp.einsum("grd,gnd->grn", queries_GRD, keys_GND) + mask
-    top = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - top[..., None])
+def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray) -> Sums:
+    # Scores as sums of outer products, which XLA computes anew in each of the two loops that read them: quicker than
+    # to write them to memory and read them twice.
+    count = keys_HDN.shape[2]
+    products = (queries_HRD[:, :, d, None] * keys_HDN[:, None, d] for d in range(keys_HDN.shape[1]))
+    scores_HRN = functools.reduce(jnp.add, products)
+    if pairs_R.min() < count:
+        scores_HRN += jnp.asarray(np.where(np.arange(count) < pairs_R[:, None], 0.0, NEVER), queries_HRD.dtype)
+    top_HR = jnp.max(scores_HRN, axis=-1)
+    weights_HRN = jnp.exp(scores_HRN - top_HR[..., None])
     # A column of ones would give the totals too, but the product is quickest when E is a multiple of 8.
-    return top, jnp.sum(weights, axis=-1), jnp.einsum("grn,gne->gre", weights, features_GNE)
+    total_HR, weighted_HRE = jnp.sum(weights_HRN, axis=-1), jnp.einsum("hrn,hne->hre", weights_HRN, features_HNE)
+    if pairs_R.min() <= 0:  # such a row has no pair here, whatever its sums
+        seen_R = jnp.asarray(pairs_R > 0, queries_HRD.dtype)
+        total_HR, weighted_HRE = seen_R * total_HR, seen_R[:, None] * weighted_HRE
+    return top_HR, total_HR, weighted_HRE
 
 
 def join_sums(one: Sums, other: Sums) -> Sums:
-    """The sums over both sets of pairs. A set whose largest score is NEVER holds no pair, whatever its sums."""
+    """The sums over both sets of pairs."""
     top = jnp.maximum(one[0], other[0])
-    shares = [jnp.where(largest > 0.5 * NEVER, jnp.exp(largest - top), 0.0) for largest in (one[0], other[0])]
-    total = shares[0] * one[1] + shares[1] * other[1]
-    return top, total, shares[0][..., None] * one[2] + shares[1][..., None] * other[2]
+    (share, total, weighted), (other_share, other_total, other_weighted) = (
+        (jnp.exp(largest - top), *sums) for largest, *sums in (one, other)
+    )
+    total = share * total + other_share * other_total
+    return top, total, share[..., None] * weighted + other_share[..., None] * other_weighted
 
 
 def divide(sums: Array, total: Array) -> Array:
@@ -106,72 +106,58 @@ def divide(sums: Array, total: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear_memory(sharpness: float, x_BTC: Array, w_phi_HDC: Array, w_psi_HDC: Array) -> Array:
-    keys_BHTD = jnp.einsum("btc,hdc->bhtd", x_BTC, w_phi_HDC)
-    values_BHTD = jnp.einsum("btc,hdc->bhtd", ahead(x_BTC), w_psi_HDC)
-    return jnp.swapaxes(_averages(sharpness * keys_BHTD, keys_BHTD, values_BHTD), 1, 2)
+    return _forward(sharpness, x_BTC, w_phi_HDC, w_psi_HDC)[0]
 
 
 def _forward(
     sharpness: float, x_BTC: Array, w_phi_HDC: Array, w_psi_HDC: Array
 ) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    keys_BHTD = jnp.einsum("btc,hdc->bhtd", x_BTC, w_phi_HDC)
-    next_BTC = ahead(x_BTC)
-    values_BHTD = jnp.einsum("btc,hdc->bhtd", next_BTC, w_psi_HDC)
-    # x_{s+1}, x_s and all products of v_s and x_s.
-    both = jnp.concatenate([next_BTC, x_BTC], axis=-1)[:, None]
-    products = jnp.einsum("bhtd,btc->bhtdc", values_BHTD, x_BTC).reshape(*values_BHTD.shape[:3], -1)
-    features = jnp.concatenate([jnp.broadcast_to(both, (*products.shape[:3], both.shape[-1])), products], axis=-1)
-    averages = _averages(sharpness * keys_BHTD, keys_BHTD, features)
-    answers = jnp.einsum("bhtc,hdc->bthd", averages[..., : x_BTC.shape[-1]], w_psi_HDC)
-    return answers, (x_BTC, w_phi_HDC, w_psi_HDC, averages)
+    averages_BHTE = _averages(sharpness * w_phi_HDC, x_BTC, w_phi_HDC, w_psi_HDC)
+    answers_BTHD = jnp.einsum("bhtc,hdc->bthd", averages_BHTE[..., : x_BTC.shape[-1]], w_psi_HDC)
+    return answers_BTHD, (x_BTC, w_phi_HDC, w_psi_HDC, averages_BHTE)
+
+
+# One network after the other where several are trained at once.
+@jax.custom_batching.sequential_vmap
+def _averages(w_query_HDC: Array, x_BTC: Array, w_phi_HDC: Array, w_psi_HDC: Array) -> Array:
+    """Averages under the weights of each query, (B, H, T, E) and 0 for the first: of x_{s+1}, x_s and all products of
+    v_s and x_s."""
+
+    def averages_of_one(pair: tuple[Array, Array]) -> Array:
+        x_TC, next_TC = pair
+        queries_HTD, keys_HTD = (jnp.einsum("tc,hdc->htd", x_TC, w) for w in (w_query_HDC, w_phi_HDC))
+        values_HTD = jnp.einsum("tc,hdc->htd", next_TC, w_psi_HDC)
+        both = jnp.broadcast_to(jnp.concatenate([next_TC, x_TC], axis=-1), (*values_HTD.shape[:2], 2 * x_TC.shape[1]))
+        products = [values_HTD[..., d, None] * x_TC for d in range(values_HTD.shape[-1])]
+        features_HTE = jnp.concatenate([both, *products], axis=-1)
+        _, total_HT, sums_HTE = past_sums(queries_HTD, keys_HTD, features_HTE, np.arange(len(x_TC)))
+        return divide(sums_HTE, total_HT[..., None])
+
+    return lax.map(averages_of_one, (x_BTC, ahead(x_BTC)))
 
 
 def _backward(
     sharpness: float, saved: tuple[Array, Array, Array, Array], gradient_BTHD: Array
 ) -> tuple[Array, Array, Array]:
-    x_BTC, w_phi_HDC, w_psi_HDC, averages = saved
-    width, channels = w_phi_HDC.shape[1:]
-    gradient = jnp.swapaxes(gradient_BTHD, 1, 2)
-    next_mean, x_mean, products = jnp.split(averages, [channels, 2 * channels], axis=-1)
-    # sum_s dscore_ts x_s = E[(v . g) x] - E[v . g] E[x], under the weights of query t.
-    products = products.reshape(*products.shape[:-1], width, channels)
-    answer = jnp.einsum("bhtc,hdc->bhtd", next_mean, w_psi_HDC)
-    moved = jnp.einsum("bhtd,bhtdc->bhtc", gradient, products)
-    moved -= jnp.sum(gradient * answer, axis=-1, keepdims=True) * x_mean
-    # A score is W x_t . W x_s: W is in the query and in the key.
-    queries = jnp.einsum("btc,hdc->bhtd", x_BTC, w_phi_HDC)
-    dw_phi = jnp.einsum("bhtd,bhtc->hdc", queries, moved)
-    dw_phi += jnp.einsum("bhte,hde,btc->hdc", moved, w_phi_HDC, x_BTC)
-    return jnp.zeros_like(x_BTC), sharpness * dw_phi, jnp.einsum("bhtd,bhtc->hdc", gradient, next_mean)
+    x_BTC, w_phi_HDC, w_psi_HDC, averages_BHTE = saved
+    width = w_phi_HDC.shape[1]
+
+    def gradients_of_one(one: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        x_TC, averages_HTE, gradient_THD = one
+        next_mean_HTC, x_mean_HTC, *products = jnp.split(averages_HTE, 2 + width, axis=-1)
+        # sum_s dscore_ts x_s = E[(v . g) x] - E[v . g] E[x], under the weights of query t.
+        answer_HTD = jnp.einsum("htc,hdc->htd", next_mean_HTC, w_psi_HDC)
+        moves = (gradient_THD[..., d].T[..., None] * product for d, product in enumerate(products))
+        moved_HTC = functools.reduce(jnp.add, moves)
+        moved_HTC -= jnp.einsum("thd,htd->ht", gradient_THD, answer_HTD)[..., None] * x_mean_HTC
+        # A score is W x_t . W x_s: W is in the query and in the key.
+        queries_HTD = jnp.einsum("tc,hdc->htd", x_TC, w_phi_HDC)
+        dw_phi_HDC = jnp.einsum("htd,htc->hdc", queries_HTD, moved_HTC)
+        dw_phi_HDC += jnp.einsum("hte,hde,tc->hdc", moved_HTC, w_phi_HDC, x_TC)
+        return sharpness * dw_phi_HDC, jnp.einsum("thd,htc->hdc", gradient_THD, next_mean_HTC)
+
+    dw_phi_BHDC, dw_psi_BHDC = lax.map(gradients_of_one, (x_BTC, averages_BHTE, gradient_BTHD))
+    return jnp.zeros_like(x_BTC), jnp.sum(dw_phi_BHDC, axis=0), jnp.sum(dw_psi_BHDC, axis=0)
 
 
 _linear_memory.defvjp(_forward, _backward)
-
-
-# One network after the other where several are trained at once, each in cache.
-@jax.custom_batching.sequential_vmap
-def _averages(queries_BHTD: Array, keys_BHTD: Array, features_BHTE: Array) -> Array:
-    """The averages of features under the weights of each query, (B, H, T, E); 0 for the first."""
-
-    def chunk(queries_BHTD: Array, keys_BHTD: Array, features_BHTE: Array) -> tuple[Sums, Sums]:
-        return past_sums(fold(queries_BHTD), fold(keys_BHTD), fold(features_BHTE), np.arange(keys_BHTD.shape[2]))
-
-    _, total_GT, sums_GTE = join_sums(*in_chunks(chunk, queries_BHTD, keys_BHTD, features_BHTE))
-    return unfold(divide(sums_GTE, total_GT[..., None]), keys_BHTD.shape[1])
-
-
-def fold(x: Array) -> Array:
-    """(B, H, ...) to (B * H, ...)."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def unfold(x: Array, heads: int) -> Array:
-    """The inverse of `fold`."""
-    return x.reshape(-1, heads, *x.shape[1:])
-
-
-def in_chunks(function: Callable[..., Any], *arrays: Array) -> Any:
-    """``function`` of a few rows of the arrays after the other, joined: as if called on all at once."""
-    rows = next(rows for rows in range(SEQUENCES, 0, -1) if len(arrays[0]) % rows == 0)
-    cut = [a.reshape(-1, rows, *a.shape[1:]) for a in arrays]
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), lax.map(lambda chunk: function(*chunk), tuple(cut)))

@@ -52,6 +52,21 @@ def test_the_same_command_again_gives_the_same_results(finished):
     assert json.loads((workdir / "results.json").read_text()) == before
 
 
+def test_results_do_not_depend_on_the_number_of_devices(finished, tmp_path, monkeypatch):
+    """By default there are as many as cores, if they divide the batch of four."""
+    workdir, done = finished
+    count = 2 if "devices: 4 x" in done.stdout else 4
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
+    other = run("three_moons", f"--flagfile={SMOKE}", f"--workdir={tmp_path}", "--seeds=2")
+    assert other.returncode == 0, other.stderr
+    assert f"devices: {count} x" in other.stdout
+    few, many = (json.loads((path / "results.json").read_text()) for path in (workdir, tmp_path))
+    for name in ("one_head", "three_heads"):
+        for one, other in zip(few[name]["seeds"], many[name]["seeds"], strict=True):
+            assert one["final_loss"] == pytest.approx(other["final_loss"], rel=1e-5)
+            assert one["error"]["train"] == pytest.approx(other["error"]["train"], rel=2e-3)
+
+
 def test_the_first_copy_does_not_depend_on_their_number(finished, tmp_path):
     workdir, _ = finished
     done = run("three_moons", f"--flagfile={SMOKE}", f"--workdir={tmp_path}", "--heads=3", "--authors_metric")

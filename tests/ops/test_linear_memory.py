@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mosaics_jax.ops import RetrievalForm, linear_memory
-from mosaics_jax.ops.linear_memory import in_chunks, join_sums, past_sums
+from mosaics_jax.ops.linear_memory import past_sums
 
 SHAPES = [(1, 6, 1, 2), (3, 2, 2, 1), (3, 2, 63, 3), (1, 6, 205, 5), (2, 2, 170, 4)]  # heads, width, time, batch
 
@@ -75,7 +75,7 @@ def test_sums_over_any_number_of_pairs(x64):
     random = np.random.default_rng(0)
     pairs = np.array([0, 0, 3, 17, 1, 40, 33])
     queries, keys, features = (random.normal(size=shape) for shape in ((2, 7, 2), (2, 40, 2), (2, 40, 3)))
-    top, total, weighted = join_sums(*past_sums(jnp.array(queries), jnp.array(keys), jnp.array(features), pairs))
+    top, total, weighted = past_sums(jnp.array(queries), jnp.array(keys), jnp.array(features), pairs)
     for g in range(2):
         for row, count in enumerate(pairs):
             weights = np.exp(keys[g, :count] @ queries[g, row] - np.asarray(top)[g, row])
@@ -83,9 +83,3 @@ def test_sums_over_any_number_of_pairs(x64):
             np.testing.assert_allclose(weighted[g, row], weights @ features[g, :count], rtol=1e-12, atol=1e-14)
             if count:
                 np.testing.assert_allclose(top[g, row], (keys[g, :count] @ queries[g, row]).max(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 8])
-def test_chunks_are_joined_in_order(rows):
-    x = jnp.arange(2.0 * rows).reshape(rows, 2)
-    np.testing.assert_array_equal(in_chunks(lambda a, b: a + 2 * b, x, x), 3 * x)
