@@ -78,7 +78,7 @@ def _unfold(x: Array, batch: int, time: int) -> Array:
 
 def slot_rows() -> int:
     """Queries of one block: on CPU their weights should stay in cache, elsewhere fill the device."""
-    return 256 if jax.default_backend() == "cpu" else 65536
+    return 128 if jax.default_backend() == "cpu" else 65536
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,14 +133,16 @@ def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> t
             dropped = jnp.where(keep, weights / (1.0 - rate), 0.0)
             dweights = jnp.where(keep, dweights / (1.0 - rate), 0.0)
         dscores = (weights * (dweights - subtract[..., None])).astype(q.dtype)
-        dvalues += jnp.einsum("hqm,hqd->hmd", dropped.astype(g.dtype), g, preferred_element_type=dtype)
-        dkeys += jnp.einsum("hqm,hqd->hmd", dscores, q, preferred_element_type=dtype)
+        # Slots last: the product then transposes queries, not weights.
+        dvalues += jnp.matmul(jnp.swapaxes(g, 1, 2), dropped.astype(g.dtype), preferred_element_type=dtype)
+        dkeys += jnp.matmul(jnp.swapaxes(q, 1, 2), dscores, preferred_element_type=dtype)
         return (dkeys, dvalues), jnp.einsum("hqm,hmd->hqd", dscores, keys)
 
-    start = (jnp.zeros(keys.shape, dtype), jnp.zeros(values.shape, dtype))
+    zero_HDM = jnp.zeros(jnp.swapaxes(keys, 1, 2).shape, dtype)
     xs = (_fold(queries), _fold(gradient), _slot_rows_numbered(queries), log_total, _fold(inner))
-    (dkeys, dvalues), dqueries = lax.scan(block, start, xs)
-    return _unfold(dqueries, *queries.shape[:2]), dkeys.astype(keys.dtype), dvalues.astype(values.dtype), None
+    (dkeys, dvalues), dqueries = lax.scan(block, (zero_HDM, zero_HDM), xs)
+    dkeys, dvalues = (jnp.swapaxes(d, 1, 2).astype(keys.dtype) for d in (dkeys, dvalues))
+    return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues, None
 
 
 _slots_blockwise.defvjp(_slots_forward, _slots_backward)

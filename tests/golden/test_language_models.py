@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-import mosaics_jax.ops.retrieval
+import mosaics_jax.ops.blockwise
 from mosaics_jax.nn import extractors
 from mosaics_jax.ops import LeakyForm, cross_entropy, leaky_average
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
@@ -94,7 +94,7 @@ SCANNED = ({"scan_layers": True, "remat": "full"}, LeakyForm.SCAN)
 def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name, form):
     fields, leaky_form = form
     # Blocks and chunks that do not divide the 48 positions: there are several, and the last is padded.
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 20)
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 20)
     monkeypatch.setattr(sys.modules["mosaics_jax.ops.leaky_average"], "CHUNK", 20)
     monkeypatch.setattr(sys.modules["mosaics_jax.ops.slot_retrieval"], "slot_rows", lambda: 60)
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))

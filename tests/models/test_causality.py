@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-import mosaics_jax.ops.retrieval
+import mosaics_jax.ops.blockwise
 
 TIME = 11
 EXACT = 2e-5
@@ -41,7 +41,7 @@ def test_no_leak_and_prefixes(config, make, jit, tokens):
 
 @some
 def test_no_leak_over_blocks(monkeypatch, config, make, jit, tokens):
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 4)
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
     model, params = make(config, retrieval="blockwise")
     check_causality(np.asarray(jit(model.apply)({"params": params}, changed_everywhere(tokens(1, TIME)))))
 

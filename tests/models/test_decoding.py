@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-import mosaics_jax.ops.retrieval
+import mosaics_jax.ops.blockwise
 
 TIME = 12
 # How many of each chunk's tokens are real, row by row: chunks of 4, then single tokens. Rows end at different lengths.
@@ -37,7 +37,7 @@ def decode(jit):
 
 
 def test_ragged_chunks_and_tokens(config, make, jit, decode, monkeypatch, tokens):
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 5)
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 5)
     model, params = make(config)
     sequence = tokens(3, TIME)
     parallel = np.asarray(jit(model.apply)({"params": params}, sequence))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mosaics_jax.ops.retrieval
+import mosaics_jax.ops.blockwise
 from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
 
 FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
@@ -36,6 +36,16 @@ def test_causal(assert_same, normal, dtype, strict, time):
     args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
     forms = [functools.partial(causal_retrieval, strict=strict, form=form) for form in FORMS]
     assert_same(functools.partial(causal_definition, strict=strict), forms, args, dtype)
+
+
+@pytest.mark.parametrize("cached", [1, 2**19])
+def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same, normal, cached):
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "CACHED", cached)
+    args = [normal(2, 63, 3, 4, seed=seed) for seed in range(3)]
+    common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    naive, blockwise = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [blockwise], args)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -99,7 +109,7 @@ def test_dropout_without_a_seed_is_refused(normal):
 @pytest.mark.parametrize("time", [1, 3])
 def test_stored(normal, monkeypatch, time, first):
     """Rows at different lengths; what lies in slots that were never written does not matter."""
-    monkeypatch.setattr(mosaics_jax.ops.retrieval, "BLOCK", 4)
+    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
     capacity, length = 11, np.array([0, 2, 8])
     queries, keys, values = normal(3, time, 2, 4), normal(3, 2, capacity, 4, seed=1), normal(3, 2, capacity, 4, seed=2)
     slot, last = np.arange(capacity), length[:, None] + np.arange(time)
