@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-CODE := mosaics_jax experiments benchmarks tests
+CODE := mosaics_jax experiments launch benchmarks tests
 
 .PHONY: demo test lint install
 demo: install

@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         task = language_task(EXPERIMENT, name, config, corpus, text, loop.seed, sample)
         save_tokenizer(corpus, workdir / name)
         results[name] = summary(train(workdir / name, loop, optimizer, task))
-        report(workdir, corpus.name, results)
+        if jax.process_index() == 0:
+            report(workdir, corpus.name, results)
     for name in MODEL.value[:1]:
         stories = [record["text"] for record in read_metrics(workdir / name) if record["kind"] == "sample"]
         print(f"Beginnings [...] continued by {name}:\n\n{stories[-1]}" if stories else "")

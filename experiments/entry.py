@@ -1,40 +1,115 @@
-"""What every entry point shares: user errors as one line, flags made from config dataclasses."""
+"""What every entry point shares: user errors as one line, flags made from config dataclasses, several processes."""
 
 import dataclasses
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.settings import setting
 from mosaics_jax.training.stopping import Interrupted
 
 Config = TypeVar("Config")
 USER_ERROR_STATUS = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How the processes of one run find each other; without any of these flags there is one."""
+
+    distributed: bool = setting(
+        False, "join the other processes of this TPU pod, GKE job or Slurm job; JAX finds out which they are"
+    )
+    coordinator: str = setting("", "HOST:PORT of process 0, instead of --distributed where JAX cannot find it out")
+    num_processes: int = setting(0, "with --coordinator: processes in all")
+    process_id: int = setting(-1, "with --coordinator: which of them this one is, from 0")
+
+    def __post_init__(self) -> None:
+        if not self.coordinator and (self.num_processes or self.process_id != -1):
+            raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        if not self.coordinator:
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ValueError(f"--coordinator={self.coordinator} is not HOST:PORT")
+        if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--coordinator needs --num_processes and a --process_id from 0 up to it; "
+                f"got {self.num_processes} and {self.process_id}"
+            )
+
+    def join(self) -> None:
+        """Waits for the other processes, if there are any. Comes before any use of JAX. Raises UserError."""
+        if not (self.distributed or self.coordinator):
+            return
+        jax.config.update("jax_enable_preemption_service", False)  # see training/stopping.py
+        given = (self.coordinator, self.num_processes, self.process_id) if self.coordinator else ()
+        try:
+            jax.distributed.initialize(*given)
+        except ValueError:
+            raise UserError(
+                "--distributed: this is no TPU pod, GKE job or Slurm job that JAX knows; "
+                "start it with a script of launch/, or give --coordinator, --num_processes and --process_id"
+            ) from None
+        except RuntimeError as error:
+            raise UserError(f"the processes did not find each other: {str(error).splitlines()[0]}") from error
+        if jax.process_index() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the first process speaks for all)
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs ``main`` under absl; a UserError becomes one line on standard error and exit status 2."""
+    define_flags(Processes)
 
     def guarded(argv: list[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+        signal.signal(signal.SIGTERM, _terminated)
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: every option is a flag (--name=value); see --help")
+            from_flags(Processes).join()
             return main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            where = f"process {jax.process_index()}: " if jax.distributed.is_initialized() else ""
+            print(f"error: {where}{error}", file=sys.stderr)
             return USER_ERROR_STATUS
         except Interrupted as stop:
-            print(stop, file=sys.stderr)
+            if jax.process_index() == 0:
+                print(stop, file=sys.stderr)
             return Interrupted.EXIT_STATUS
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
 
-    app.run(guarded)
+    try:
+        app.run(guarded)
+    except BaseException as end:
+        _leave(end)
+
+
+def _leave(end: BaseException) -> NoReturn:
+    """Ends the program. One of several processes that fails does not wait for the others, who may wait for it."""
+    status = end.code if isinstance(end, SystemExit) else 1
+    if status in (None, 0, Interrupted.EXIT_STATUS) or not jax.distributed.is_initialized():
+        raise end
+    if not isinstance(end, SystemExit):
+        traceback.print_exception(end)
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """Takes SIGTERM outside of training: nothing is half-written, and schedulers start the same command again."""
+    del number, frame
+    print("SIGTERM: stopped; the same command goes on from what is there", file=sys.stderr)
+    sys.exit(Interrupted.EXIT_STATUS)
 
 
 def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) -> None:

@@ -92,7 +92,7 @@ def language_task(
 
 def save_tokenizer(corpus: Corpus, run: Path) -> None:
     """Puts the tokenizer beside the checkpoints of a run, for whoever generates text with it."""
-    if (run / "tokenizer").exists():
+    if jax.process_index() > 0 or (run / "tokenizer").exists():
         return
     try:
         with staging.directory(run / "tokenizer") as directory:

@@ -14,6 +14,7 @@ A name that ends in an underscore and capital letters says its shape: ``keys_BTH
     V  vocabulary
     L  blocks (``n_layer``)
     S  taps of a convolution over time
+    P  conjugate pairs of a diagonal state space
 
 Time counts from 0. Units of bandwidths and decays: per squared key distance, and per position.
 """

@@ -8,6 +8,9 @@ from mosaics_jax.models import GPT2Config, MosaicConfig
 
 Path = tuple[str, ...]
 
+# Fields of MosaicConfig that the authors' codes know with their default alone.
+OURS_ALONE = ("feed_forward", "leaky_average", "normalized_keys", "asymmetric", "peek")
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -42,8 +45,9 @@ def entries(config: MosaicConfig | GPT2Config, cuda_keys: bool = False) -> list[
     """
     if isinstance(config, GPT2Config):
         return _gpt(config)
-    if config.feed_forward:
-        raise UserError("the authors' code has no mosaic with feed_forward=True: there is no checkpoint to convert to")
+    if changed := [name for name in OURS_ALONE if getattr(config, name) != getattr(MosaicConfig, name)]:
+        fields = ", ".join(f"{name}={getattr(config, name)}" for name in changed)
+        raise UserError(f"the authors' code has no mosaic with {fields}: there is no checkpoint to convert to")
     if config.variant == "library":
         return _library(config, cuda_keys)
     if config.attn_only or config.value_convolution or config.key_taps > 1 or not config.pre_ln:

@@ -11,6 +11,7 @@ from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.models.mosaic import check_heads, check_rates, check_sizes
 from mosaics_jax.nn.attention import CausalSelfAttention
 from mosaics_jax.nn.feed_forward import FeedForward
+from mosaics_jax.nn.rotary import check_rotary
 from mosaics_jax.ops import RetrievalForm
 from mosaics_jax.settings import check_choices, setting
 
@@ -26,6 +27,7 @@ class GPT2Config:
     n_head: int = setting(12, "H: attention heads; divides n_embd")
     n_embd: int = setting(768, "C: width of the model")
     context_length: int = setting(512, "T: positions that are learned")
+    rotary: bool = setting(False, "rotary positions in attention in place of learned ones: no limit on T")
     weight_tying: bool = setting(True, "the head is the embedding")
     bias: bool = setting(False, "biases in projections and normalisation")
     skip_tokens: int = setting(0, "positions at the beginning that give no logits and carry no loss")
@@ -39,6 +41,8 @@ class GPT2Config:
     def __post_init__(self) -> None:
         check_sizes(self, ("vocab_size", "n_layer", "n_head", "n_embd", "context_length"))
         check_heads(self.n_embd, self.n_head)
+        if self.rotary:
+            check_rotary(self.n_embd, self.n_head)
         check_rates(self, ("dropout",))
         check_choices(self)
         if self.skip_tokens < 0:
@@ -46,7 +50,7 @@ class GPT2Config:
 
 
 class GPT2(LanguageModel):
-    """Pre-normalised blocks of causal self-attention and feed-forward layers over learned positions."""
+    """Pre-normalised blocks of causal self-attention and feed-forward layers over learned or rotary positions."""
 
     config: GPT2Config
 
@@ -61,7 +65,7 @@ class GPT2(LanguageModel):
             "dtype": jnp.dtype(c.dtype),
         }
         attention = functools.partial(
-            CausalSelfAttention, heads=c.n_head, retrieval=RetrievalForm(c.retrieval), **common
+            CausalSelfAttention, heads=c.n_head, rotary=c.rotary, retrieval=RetrievalForm(c.retrieval), **common
         )
         feed_forward = functools.partial(FeedForward, hidden=4 * c.n_embd, tanh_gelu=c.gelu == "tanh", **common)
         return {
@@ -89,6 +93,6 @@ class GPT2(LanguageModel):
         return self.config.dropout
 
     @property
-    def max_positions(self) -> int:
-        """Positions are learned."""
-        return self.config.context_length
+    def max_positions(self) -> int | None:
+        """Positions that are learned; None if they are rotary."""
+        return None if self.config.rotary else self.config.context_length

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.nn.contextual import ContextualMemory
+from mosaics_jax.nn.extractors import LEAKY_AVERAGES
 from mosaics_jax.nn.feed_forward import FeedForward
 from mosaics_jax.nn.persistent import PersistentMemory
 from mosaics_jax.ops import RetrievalForm
@@ -35,6 +36,18 @@ class MosaicConfig:
     bias: bool = setting(False, "biases in projections and normalisation")
     value_convolution: bool = setting(False, "values from a full width-2 convolution instead of the mixture c (eq. 6)")
     key_taps: int = setting(1, "positions that W_phi convolves over, the newest last")
+    leaky_average: str = setting(
+        "learned",
+        "rates of the leaky averages in keys (eq. 6): learned, fixed where learning begins; off: keys from x_t alone",
+        LEAKY_AVERAGES,
+    )
+    normalized_keys: bool = setting(
+        True, "keys and queries of one norm (eq. 6); False: of any, compared by the Gaussian kernel (eq. 2)"
+    )
+    asymmetric: bool = setting(False, "contextual queries from an extractor of their own, as in attention, not the key")
+    peek: bool = setting(
+        True, "values know x_{t+1} (eq. 5); False: made from x_t alone, and found strictly later still"
+    )
     skip_tokens: int = setting(0, "positions at the beginning that give no logits and carry no loss")
     variant: str = setting("library", "which of the authors' codes to follow to the last digit", ("library", "nano"))
     ic_dropout: float = setting(0.05, "dropout on retrieval weights")
@@ -52,6 +65,8 @@ class MosaicConfig:
         check_choices(self)
         if self.skip_tokens < 0:
             raise ValueError(f"skip_tokens={self.skip_tokens} must not be negative")
+        if self.value_convolution and not self.peek:
+            raise ValueError("value_convolution=True is a way to peek at x_{t+1}: it goes with peek=True alone")
 
 
 def check_sizes(config: object, names: tuple[str, ...]) -> None:
@@ -95,6 +110,8 @@ class MemoryMosaic(LanguageModel):
             "output_std": output_std,
             "eps": 1e-10 if nano else 0.0,
             "key_taps": c.key_taps,
+            "leaky_average": c.leaky_average,
+            "normalized_keys": c.normalized_keys,
             "bias": c.bias,
             "weight_dropout": c.ic_dropout,
             "output_dropout": c.hd_dropout,
@@ -107,6 +124,8 @@ class MemoryMosaic(LanguageModel):
             ContextualMemory,
             log_bound=contextual_bound,
             value_convolution=c.value_convolution,
+            asymmetric=c.asymmetric,
+            peek=c.peek,
             retrieval=RetrievalForm(c.retrieval),
             **memory,
         )

@@ -1,4 +1,4 @@
-"""Causal self-attention of the GPT-2 baseline (Radford et al. 2019)."""
+"""Causal self-attention of the GPT-2 baseline (Radford et al. 2019), with rotary positions by choice."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from mosaics_jax.nn.layers import Projection, constant, merge_heads, normal, split_heads
 from mosaics_jax.nn.memory import AttentionState, Span, write_slots
+from mosaics_jax.nn.rotary import rotate
 from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
 from mosaics_jax.shapes import Array, Dtype
 
@@ -13,7 +14,8 @@ from mosaics_jax.shapes import Array, Dtype
 class CausalSelfAttention(nn.Module):
     """Multi-head attention with scores q.k / sqrt(D). (B, T, C) to the same.
 
-    Parameter ``qkv_kernel`` (C, 3, C): queries, keys and values from one product.
+    Parameter ``qkv_kernel`` (C, 3, C): queries, keys and values from one product. ``rotary``: queries and keys are
+    turned by their positions (`rotate`); keys are stored as turned.
     """
 
     heads: int
@@ -21,6 +23,7 @@ class CausalSelfAttention(nn.Module):
     output_std: float
     bias: bool = False
     dropout: float = 0.0
+    rotary: bool = False
     retrieval: RetrievalForm = RetrievalForm.AUTO
     dtype: Dtype = jnp.float32
 
@@ -36,6 +39,9 @@ class CausalSelfAttention(nn.Module):
             bias = self.param("qkv_bias", constant(0.0, "heads"), (3 * width,))
             qkv += bias.astype(self.dtype).reshape(3, 1, 1, width)
         queries, keys, values = (split_heads(part, self.heads) for part in qkv)
+        if self.rotary:
+            start_B = None if span is None else span.length_B
+            queries, keys = rotate(queries, start_B), rotate(keys, start_B)
         queries *= (width // self.heads) ** -0.5
         if state is None or span is None:
             rate = self.dropout if train else 0.0

@@ -13,6 +13,7 @@ from mosaics_jax.shapes import Array, Dtype
 
 # Learned scalars are stored divided by this, so that one learning rate suits them and the matrices (authors' code).
 SCALAR_UNIT = 10.0
+LEAKY_AVERAGES = ("learned", "fixed", "off")
 
 
 class KeyExtractor(nn.Module):
@@ -21,6 +22,9 @@ class KeyExtractor(nn.Module):
     a = exp(min(power * 10 * bandwidth, log_bound)) per head: power 1 gives the scale of a key, so that the kernel has
     beta = a^2; power 2 that of a query to keys without a scale of their own. Rate of decay 10 |decay|, per position.
     With ``taps`` > 1 W_phi is a causal convolution over that many positions, the newest last.
+
+    Ablations. ``leaky_average``: rates that are "learned", "fixed" where learning begins, or "off", kbar_t = W_phi x_t.
+    Without ``normalized``, k_t = a kbar_t / sqrt(D): about the norm that W_phi x begins with, in place of its own.
     """
 
     heads: int
@@ -31,6 +35,8 @@ class KeyExtractor(nn.Module):
     taps: int = 1
     bias: bool = False
     dtype: Dtype = jnp.float32
+    leaky_average: str = "learned"
+    normalized: bool = True
 
     @nn.compact
     def __call__(
@@ -43,17 +49,21 @@ class KeyExtractor(nn.Module):
             raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_phi")(x_BTC)
         else:
             raw_BTC = TimeConvolution(width, self.std, self.taps, self.bias, self.dtype, name="W_phi")(padded)
-        decay_H = self.param("decay", constant(jnp.linspace(0.5, 5.0, self.heads) / SCALAR_UNIT, "head"), (self.heads,))
-        sum_BTHD = leaky_average(
-            split_heads(raw_BTC, self.heads),
-            SCALAR_UNIT * jnp.abs(decay_H),
-            None if state is None else state.sum_BHD,
-        )
+        raw_BTHD, rate_H = split_heads(raw_BTC, self.heads), self._rate()
+        if self.leaky_average == "off":
+            sum_BTHD = raw_BTHD.astype(accumulation_dtype(raw_BTHD))
+        else:
+            sum_BTHD = leaky_average(raw_BTHD, rate_H, None if state is None else state.sum_BHD)
         bandwidth_H = self.param("bandwidth", constant(1 / SCALAR_UNIT, "head"), (self.heads,))
         log_scale_H = self.power * SCALAR_UNIT * bandwidth_H.astype(sum_BTHD.dtype)
         # jnp.minimum would halve the gradient at the bound itself; the authors' clamp passes it whole.
         log_scale_H = jnp.where(log_scale_H <= self.log_bound, log_scale_H, self.log_bound)
-        keys_BTHD = head_scalars(jnp.exp(log_scale_H)) * unit(sum_BTHD, self.eps)
+        if self.normalized:
+            keys_BTHD = unit(sum_BTHD, self.eps)
+        else:
+            # The factor that makes an average of the sum, which a norm cancels, counts here.
+            keys_BTHD = head_scalars(-jnp.expm1(-rate_H)) * sum_BTHD / sum_BTHD.shape[-1] ** 0.5
+        keys_BTHD = head_scalars(jnp.exp(log_scale_H)) * keys_BTHD
         if state is None or span is None:
             return keys_BTHD.astype(self.dtype), None
         state = KeyState(
@@ -61,6 +71,15 @@ class KeyExtractor(nn.Module):
             inputs_BSC=_window_at(padded, self.taps - 1, span.valid_B),
         )
         return keys_BTHD.astype(self.dtype), state
+
+    def _rate(self) -> Array:
+        """Rates of decay, per position; without a leaky average nothing is kept, as at an infinite rate."""
+        if self.leaky_average == "off":
+            return jnp.full(self.heads, jnp.inf)
+        decay_H = jnp.linspace(0.5, 5.0, self.heads) / SCALAR_UNIT
+        if self.leaky_average == "learned":
+            decay_H = self.param("decay", constant(decay_H, "head"), (self.heads,))
+        return SCALAR_UNIT * jnp.abs(decay_H)
 
     @nn.nowrap
     def empty(self, batch: int, width: int) -> KeyState:
@@ -73,7 +92,7 @@ class ValueExtractor(nn.Module):
     """v_t = g unit(c W_psi x_t + (1 - c) W_psi x_{t+1}): a value peeks one position ahead (v1 eq. 5, 6).
 
     g = exp(10 gain) and c = ``peek`` are one scalar a head; c is not confined to [0, 1]. With ``convolution`` the
-    mixture is a full convolution of width 2, W_0 x_t + W_1 x_{t+1}.
+    mixture is a full convolution of width 2, W_0 x_t + W_1 x_{t+1}. Without ``ahead``, an ablation, it is W_psi x_t.
 
     A value is a sum of what its own position gives (`now`) and what the next one adds to it (`next`); `value` makes it
     from that sum. Beyond the end of the sequence, x is zero.
@@ -85,6 +104,7 @@ class ValueExtractor(nn.Module):
     convolution: bool = False
     bias: bool = False
     dtype: Dtype = jnp.float32
+    ahead: bool = True
 
     @nn.compact
     def __call__(self, x_BTC: Array) -> tuple[Array, Array, Array]:
@@ -99,9 +119,12 @@ class ValueExtractor(nn.Module):
         else:
             raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_psi")(x_BTC)
             raw_BTHD = split_heads(raw_BTC, self.heads)
-            uniform: Any = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
-            peek_H1 = head_scalars(self.param("peek", uniform, (self.heads,)))
-            now_BTHD, next_BTHD = peek_H1 * raw_BTHD, (1 - peek_H1) * raw_BTHD
+            if self.ahead:
+                uniform: Any = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
+                peek_H1 = head_scalars(self.param("peek", uniform, (self.heads,)))
+                now_BTHD, next_BTHD = peek_H1 * raw_BTHD, (1 - peek_H1) * raw_BTHD
+            else:
+                now_BTHD, next_BTHD = raw_BTHD, jnp.zeros_like(raw_BTHD)
         gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
         wide = accumulation_dtype(x_BTC)
         return now_BTHD.astype(wide), next_BTHD.astype(wide), jnp.exp(SCALAR_UNIT * gain_H)

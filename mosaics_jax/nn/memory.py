@@ -21,7 +21,10 @@ class Span(NamedTuple):
 
 
 class KeyState(NamedTuple):
-    """State of a key extractor: the leaky sum, and the last inputs that a convolution over time still needs."""
+    """State of a key extractor: the leaky sum, and the last inputs that a convolution over time still needs.
+
+    Without a leaky average nobody reads the sum.
+    """
 
     sum_BHD: Array
     inputs_BSC: Array
@@ -31,7 +34,8 @@ class ContextualState(NamedTuple):
     """State of a contextual memory.
 
     Slot s >= 1 holds the pair (k_{s-1}, v_{s-1}), which is complete only when x_s arrives; slot 0 stays empty. The pair
-    in waiting is the newest key and the part of its value that is known.
+    in waiting is the newest key and the part of its value that is known. ``query`` is there if queries have an
+    extractor of their own. Pairs of unnormalised keys have one channel more than the head (`contextual.gaussian_pair`).
     """
 
     key: KeyState
@@ -39,6 +43,7 @@ class ContextualState(NamedTuple):
     pending_value_BHD: Array
     keys_BHND: Array
     values_BHND: Array
+    query: KeyState | None = None
 
 
 class AttentionState(NamedTuple):

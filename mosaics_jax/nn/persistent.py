@@ -15,7 +15,8 @@ class PersistentMemory(nn.Module):
     """``banks`` memories of ``slots`` learned pairs a head, queried with a^2 khat; W_z. Keeps (B, T, C).
 
     The learned keys carry no scale, hence the square. Parameters P_k, P_v (K, H, M, D) ~ N(0, 1/sqrt(D)), not
-    normalised; gain: one scalar a head, g = exp(10 gain) applied to the answer.
+    normalised; gain: one scalar a head, g = exp(10 gain) applied to the answer. ``leaky_average`` and
+    ``normalized_keys``, ablations, are those of the `KeyExtractor` that makes queries.
     """
 
     heads: int
@@ -30,9 +31,22 @@ class PersistentMemory(nn.Module):
     weight_dropout: float = 0.0
     output_dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    leaky_average: str = "learned"
+    normalized_keys: bool = True
 
     def setup(self) -> None:
-        self.key = KeyExtractor(self.heads, 2, self.log_bound, self.std, self.eps, self.key_taps, self.bias, self.dtype)
+        self.key = KeyExtractor(
+            heads=self.heads,
+            power=2,
+            log_bound=self.log_bound,
+            std=self.std,
+            eps=self.eps,
+            taps=self.key_taps,
+            bias=self.bias,
+            dtype=self.dtype,
+            leaky_average=self.leaky_average,
+            normalized=self.normalized_keys,
+        )
 
     @nn.compact
     def __call__(

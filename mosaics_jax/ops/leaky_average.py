@@ -2,8 +2,8 @@
 
     y_t = sum_{s <= t} exp(-rate (t - s)) x_s        so that        y_t = exp(-rate) y_{t-1} + x_t
 
-The factor 1 - exp(-rate) of an average is left out: every user divides by the norm of y, where it cancels, and without
-it a rate of 0 is the plain sum instead of 0.
+The factor 1 - exp(-rate) of an average is left out: where y is divided by its norm it cancels, and without it a
+rate of 0 is the plain sum instead of 0. Who wants the average itself multiplies.
 """
 
 import enum

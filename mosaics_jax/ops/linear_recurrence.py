@@ -15,8 +15,9 @@ from jax import lax
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array
 
-CHUNK = 64  # positions of a chunk where all channels of a head share a decay
-CHANNEL_CHUNK = 16  # where each channel has its own: a number for each pair of positions and channel
+# Positions of a chunk, the fastest on CPU for heads of 16 channels.
+CHUNK = 32  # where all channels of a head share a decay
+CHANNEL_CHUNK = 8  # where each channel has its own: a number for each pair of positions and channel
 
 
 class RecurrenceForm(enum.Enum):
@@ -37,14 +38,17 @@ def linear_recurrence(
 ) -> tuple[Array, Array]:
     """Answers y_BTHE in the type of the values, and the state after the last position in at least float32.
 
-    log_decay: at most 0; (B, T, H, D), or (B, T, H, 1) where channels share it. Position t sees itself. The state
-    (default: zeros) goes on from earlier positions, so that step by step equals all at once.
+    log_decay: at most 0; (B, T, H, D), of size 1 along any axis that shares it, which saves time along B and D.
+    Position t sees itself. The state (default: zeros) goes on from earlier positions, so that step by step equals all
+    at once.
     """
     chex.assert_equal_shape([queries_BTHD, keys_BTHD])
-    chex.assert_equal_shape_prefix([queries_BTHD, values_BTHE, log_decay], 3)
-    batch, _, heads, width = keys_BTHD.shape
+    chex.assert_equal_shape_prefix([queries_BTHD, values_BTHE], 3)
+    batch, time, heads, width = keys_BTHD.shape
     if log_decay.shape[-1] not in (1, width):
         raise ValueError(f"log_decay has {log_decay.shape[-1]} channels: 1 or {width} are needed")
+    chex.assert_is_broadcastable(log_decay.shape, keys_BTHD.shape)
+    log_decay = jnp.broadcast_to(log_decay, (log_decay.shape[0], time, *log_decay.shape[2:]))
     dtype = accumulation_dtype(queries_BTHD)
     if state_BHDE is None:
         state_BHDE = jnp.zeros((batch, heads, width, values_BTHE.shape[-1]), dtype)
@@ -73,11 +77,10 @@ def _chunked(state: Array, queries: Array, keys: Array, values: Array, log_decay
     def cut(a: Array) -> Array:
         # Padding has decay 1 and key 0: it leaves the state as it is.
         a = jnp.pad(a, ((0, 0), (0, chunks * size - time), (0, 0), (0, 0)))
-        return jnp.moveaxis(a.reshape(batch, chunks, size, heads, -1), (1, 3), (0, 2))
+        return jnp.moveaxis(a.reshape(a.shape[0], chunks, size, *a.shape[2:]), (1, 3), (0, 2))
 
     def chunk(state_BHDE: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        query_BHSD, key_BHSD, value_BHSE, log_decay_BHSD = inputs
-        total = jnp.cumsum(log_decay_BHSD, axis=2)  # from the beginning of the chunk, this position included
+        query_BHSD, key_BHSD, value_BHSE, total = inputs
         past = jnp.tri(size, dtype=bool)
         # Every exponent is at most 0: decays since an earlier position, never their inverse.
         if shared:
@@ -85,13 +88,16 @@ def _chunked(state: Array, queries: Array, keys: Array, values: Array, log_decay
             weights = jnp.einsum("bhsd,bhtd->bhst", query_BHSD, key_BHSD) * jnp.exp(since)
         else:
             since = jnp.where(past[..., None], total[:, :, :, None] - total[:, :, None], -jnp.inf)
-            weights = jnp.einsum("bhsd,bhtd,bhstd->bhst", query_BHSD, key_BHSD, jnp.exp(since))
+            weights = jnp.sum(query_BHSD[:, :, :, None] * key_BHSD[:, :, None] * jnp.exp(since), axis=-1)
         answers = jnp.einsum("bhst,bhte->bhse", weights, value_BHSE)
         answers += jnp.einsum("bhsd,bhde->bhse", query_BHSD * jnp.exp(total), state_BHDE)
         left = jnp.exp(total[:, :, -1:] - total)
         state_BHDE = jnp.swapaxes(jnp.exp(total[:, :, -1:]), 2, 3) * state_BHDE
         return state_BHDE + jnp.einsum("bhsd,bhse->bhde", left * key_BHSD, value_BHSE), answers
 
-    state, answers = lax.scan(jax.checkpoint(chunk), state, tuple(map(cut, (queries, keys, values, log_decay))))
+    # From the beginning of each chunk, the position included. Summed outside the loop: within, XLA would fuse the sums
+    # into the exponentials and redo them for each pair of positions.
+    totals = jnp.cumsum(cut(log_decay), axis=3)
+    state, answers = lax.scan(jax.checkpoint(chunk), state, (*map(cut, (queries, keys, values)), totals))
     answers = jnp.moveaxis(answers, (0, 2), (1, 3)).reshape(batch, chunks * size, heads, -1)
     return state, answers[:, :time]

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mosaics_jax.errors import UserError
@@ -25,6 +27,7 @@ from mosaics_jax.training.stopping import Diverged, Interrupted, StopSignals
 from mosaics_jax.training.workdir import check_workdir, held
 
 LOSS_WINDOW = 100  # steps at the end of a run whose mean is its training loss
+SEEN_WITHIN = 60  # seconds: a network file system may remember for so long that a directory was not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ def train(
     config = run_config(loop_config, optimizer_config, task)
     steps = loop_config.steps
     with held(workdir), jax.set_mesh(mesh), nn.logical_axis_rules(RULES), contextlib.ExitStack() as stack:
+        check_shared(workdir)
+
         # Build.
         trainer = make_trainer(task, optimizer_config, steps, loop_config.seed, mesh)
         data = iter(task.train_data)
@@ -131,7 +136,7 @@ def train(
                 progress.evaluated(step, progress.timed(step, "evaluation", task.evaluate, state.params))
             if task.sample and due(step, loop_config.sample_every):
                 progress.sampled(step, progress.timed(step, "sample", task.sample, state.params))
-            stop = signals.stop_after(step)
+            stop = signals.seen()
             if stop or due(step, loop_config.checkpoint_every):
                 progress.timed(step, "checkpoint", save, step, state)
             if stop and step < steps:
@@ -139,7 +144,21 @@ def train(
                 raise Interrupted(
                     f"{stop}: stopped after step {step}, which is saved; the same command goes on from there"
                 )
+    multihost_utils.sync_global_devices("the first process has closed its files")
     return result_of(workdir, task, state)
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Raises UserError unless this process sees the work directory that the first one has made."""
+    multihost_utils.sync_global_devices("the work directory is made")
+    deadline = time.monotonic() + SEEN_WITHIN
+    while not workdir.is_dir():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"workdir={workdir}: process {jax.process_index()} does not see the directory that process 0 made; "
+                "give one on a file system that all hosts share"
+            )
+        time.sleep(1)
 
 
 def next_batch(data: Iterator[Any], step: int) -> Any:

@@ -20,7 +20,11 @@ CONFIGS = {
     "convolutions": dataclasses.replace(MOSAIC, value_convolution=True, key_taps=3, bias=True),
     "nano": dataclasses.replace(MOSAIC, variant="nano", bias=True),
     "feed_forward": dataclasses.replace(MOSAIC, feed_forward=True),
+    "no_peek": dataclasses.replace(MOSAIC, peek=False, leaky_average="fixed"),
+    "asymmetric": dataclasses.replace(MOSAIC, asymmetric=True, leaky_average="off"),
+    "unnormalized": dataclasses.replace(MOSAIC, normalized_keys=False, asymmetric=True, key_taps=2),
     "gpt2": GPT2Config(context_length=24, bias=True, dropout=0.0, **SMALL),
+    "rotary": GPT2Config(rotary=True, dropout=0.0, **SMALL),
 }
 
 

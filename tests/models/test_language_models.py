@@ -166,7 +166,7 @@ def test_layers_stack_and_unstack(config, make):
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(ours), params)
 
 
-@some
+@pytest.mark.parametrize("config", ["mosaic", "nano", "gpt2", "no_peek", "asymmetric", "unnormalized"], indirect=True)
 def test_scanned_layers_compute_the_same(config, make, jit, tokens):
     model, params = make(config)
     scanned, _ = make(config, scan_layers=True)
@@ -218,6 +218,8 @@ BAD_MOSAIC = [
     ({"key_taps": 0}, "key_taps=0"),
     ({"variant": "micro"}, "variant='micro' is not one of library, nano"),
     ({"ic_dropout": 1.0}, "ic_dropout=1.0 must be at least 0 and below 1"),
+    ({"leaky_average": "none"}, "leaky_average='none' is not one of learned, fixed, off"),
+    ({"value_convolution": True, "peek": False}, "goes with peek=True alone"),
 ]
 BAD_GPT2 = [
     ({"context_length": 0}, "context_length=0"),

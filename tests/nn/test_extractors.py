@@ -1,5 +1,6 @@
 """Key and value extractors alone: scales, bounds, and which positions they see."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,40 @@ def test_a_convolution_of_keys_sees_its_taps_and_the_newest_last():
     np.testing.assert_allclose(keys, expected, rtol=1e-4, atol=1e-5)
 
 
+def raw_keys(params, x):
+    return (x @ np.asarray(params["W_phi"]["kernel"])).reshape(1, TIME, HEADS, -1)
+
+
+def test_fixed_decays_are_those_that_learning_begins_with():
+    learned, params = key_extractor()
+    fixed, fewer = key_extractor(leaky_average="fixed")
+    assert fewer.keys() == params.keys() - {"decay"}
+    keys = [module.apply({"params": params}, inputs())[0] for module in (learned, fixed)]
+    np.testing.assert_array_equal(*keys)
+
+
+def test_without_a_leaky_average_a_key_is_made_of_its_position_alone():
+    module, params = key_extractor(leaky_average="off")
+    assert params.keys() == {"W_phi", "bandwidth"}
+    raw = raw_keys(params, inputs())
+    expected = np.exp(1.0) * raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+    np.testing.assert_allclose(module.apply({"params": params}, inputs())[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("leaky_average", ["learned", "off"])
+def test_keys_that_are_not_normalized_keep_the_norm_of_the_average(leaky_average):
+    module, params = key_extractor(power=2, leaky_average=leaky_average, normalized=False)
+    rate = np.array([0.5, 5.0]) if leaky_average == "learned" else np.array([np.inf, np.inf])
+    raw = raw_keys(params, inputs())
+    mean = np.zeros_like(raw)
+    for t in range(TIME):
+        for s in range(t + 1):
+            power = np.exp(-rate * (t - s)) if s < t else np.ones(HEADS)
+            mean[:, t] += ((1 - np.exp(-rate)) * power)[:, None] * raw[:, s]
+    expected = np.exp(2.0) * mean / np.sqrt(WIDTH // HEADS)
+    np.testing.assert_allclose(module.apply({"params": params}, inputs())[0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("convolution", [False, True])
 def test_a_value_is_made_of_its_position_and_the_next(convolution):
     module = ValueExtractor(heads=HEADS, std=1.0, convolution=convolution)
@@ -81,6 +116,15 @@ def test_a_value_is_made_of_its_position_and_the_next(convolution):
     np.testing.assert_allclose(later, expected[1], rtol=1e-4, atol=1e-5)
     values = module.apply({"params": params}, now, gain, method="value")
     np.testing.assert_allclose(np.linalg.norm(values, axis=-1), np.exp(-0.5), rtol=1e-5)
+
+
+def test_a_value_that_does_not_see_ahead_is_made_of_its_position_alone():
+    module = ValueExtractor(heads=HEADS, std=1.0, ahead=False)
+    params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), inputs())["params"])
+    assert params.keys() == {"W_psi", "gain"}
+    now, later, _ = module.apply({"params": params}, inputs())
+    np.testing.assert_allclose(now.reshape(1, TIME, WIDTH), inputs() @ params["W_psi"]["kernel"], rtol=1e-4, atol=1e-5)
+    assert not later.any()
 
 
 @pytest.mark.parametrize("taps", [1, 3])

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mosaics_jax.nn.contextual import ContextualMemory
 from mosaics_jax.nn.memory import last_valid, write_slots
 from mosaics_jax.nn.persistent import PersistentMemory
+from mosaics_jax.ops.kernel_regression import gaussian_regression_naive
 
 HEADS, WIDTH = 2, 6
 COMMON = {"heads": HEADS, "std": 0.5, "output_std": 0.5, "bias": True}
@@ -36,6 +38,34 @@ def test_contextual_memory_starts_empty_and_then_knows_one_value():
     np.testing.assert_allclose(y[0, 1], expected, rtol=1e-4)
     alone, _ = unit.apply({"params": params}, inputs(4)[:, :1])
     np.testing.assert_allclose(alone[0, 0], np.arange(6.0))
+
+
+def test_without_peeking_a_pair_is_of_one_position_and_found_later_still():
+    unit = ContextualMemory(log_bound=5.0, peek=False, **COMMON)
+    params = unboxed(unit, inputs(2))
+    y, _ = unit.apply({"params": params}, inputs(2))
+    np.testing.assert_array_equal(y[0, 0], np.zeros(WIDTH))
+    raw = (inputs(2)[0, 0] @ params["value"]["W_psi"]["kernel"]).reshape(HEADS, -1)
+    value = np.exp(-0.5) * raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+    np.testing.assert_allclose(y[0, 1], value.reshape(-1) @ params["W_z"]["kernel"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalized_keys", [True, False])
+def test_queries_of_their_own_find_earlier_pairs_by_the_gaussian_kernel(normalized_keys):
+    """beta = 1/2 over scaled keys: what dot products give for keys of one norm, and the definition for any."""
+    unit = ContextualMemory(log_bound=5.0, asymmetric=True, normalized_keys=normalized_keys, **COMMON)
+    x = inputs(5)
+    params = unboxed(unit, x)
+    params["W_z"]["kernel"] = jnp.eye(WIDTH)
+    params["query"]["bandwidth"] = jnp.array([0.05, 0.15])
+    bound = unit.bind({"params": params})
+    now, ahead, gain = bound.value(x)
+    values = bound.value.value(now + jnp.pad(ahead[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))), gain)
+    queries, keys, values = (jnp.swapaxes(a, 1, 2) for a in (bound.query(x)[0], bound.key(x)[0], values))
+    earlier = np.tril(np.ones((5, 5), bool), -1)
+    expected = gaussian_regression_naive(queries, keys, values, 0.5, earlier)
+    y, _ = unit.apply({"params": params}, x)
+    np.testing.assert_allclose(y, jnp.swapaxes(expected, 1, 2).reshape(1, 5, WIDTH), rtol=1e-4, atol=1e-5)
 
 
 def test_persistent_memory_of_one_slot_answers_its_value():

@@ -35,6 +35,21 @@ def test_equals_the_naive_form(x64, time, shared):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("axes", [(1, 1, 3, 1), (1, 70, 1, 4)])
+def test_axes_that_share_a_decay(x64, axes):
+    *inputs, _, state = arrays(70, False)
+    decay = -jnp.asarray(np.random.default_rng(0).exponential(size=axes))
+
+    def total(decay, spread):
+        answers, state_after = linear_recurrence(*inputs, jnp.broadcast_to(decay, spread), state)
+        return jnp.sum(jnp.sin(answers)) + jnp.sum(jnp.cos(state_after))
+
+    both = jax.jit(lambda decay: [jax.value_and_grad(total)(decay, spread) for spread in (axes, (2, 70, 3, axes[-1]))])
+    ours, full = both(decay)
+    for one, other in zip(ours, full, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_strong_decay_neither_overflows_nor_is_nan(shared):
     inputs = arrays(130, shared, np.float32, strength=1e4)

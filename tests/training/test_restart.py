@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from mosaics_jax.training import train
+from mosaics_jax.errors import UserError
+from mosaics_jax.training import loop, train
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.stopping import StopSignals
 
@@ -91,11 +92,45 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
     assert losses(workdir, "eval") == losses(finished[0], "eval")
 
 
-def test_a_second_signal_is_not_held_back():
+STUCK = """
+import ctypes
+from mosaics_jax.training.stopping import StopSignals
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+with StopSignals():
+    print("stuck", flush=True)
+    lock(mutex), lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_second_signal_ends_even_what_is_stuck_outside_of_python(number, request):
+    command = [sys.executable, "-c", STUCK]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=request.config.rootpath)
+    try:
+        assert process.stdout.readline() == "stuck\n"
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_signals_are_noted_and_handlers_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopSignals() as signals:
-        assert signals.stop_after(1) is None
+        assert signals.seen() is None
         signal.raise_signal(signal.SIGINT)
-        assert signals.stop_after(2) == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        while not signals.received:
+            time.sleep(0.001)
+        assert signals.seen() == "SIGINT"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_work_directory_that_a_process_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SEEN_WITHIN", 0)
+    with pytest.raises(UserError, match=r"process 0 does not see the directory .* that all hosts share"):
+        loop.check_shared(tmp_path / "elsewhere")

@@ -1,0 +1,130 @@
+"""What each part of a mosaic is good for, on RegBench and on MQAR; what a short convolution does for its rivals.
+
+    python -m experiments.ablations --workdir=runs/ablations --seeds=0,1
+
+One run a variant, benchmark and seed, all with the settings of `--regbench_base` (by default the published recipe for
+100 automata: 2 layers) and `--mqar_base`. A command that was stopped or killed goes on where it was; more variants or
+seeds may follow in the same directory. WORKDIR/results.md holds the table: means over seeds, on held-out data.
+`--norun` prints it from what is there.
+
+A feed-forward layer has 8 C^2 weights, a persistent memory 2 C^2 + 2 C M: as many with M = 3 C slots, which is the
+memory to compare it with.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import entry, results
+from experiments.grid import Job, make_jobs, read_base, run_jobs
+from experiments.summaries import SUMMARIES
+from mosaics_jax.data import staging
+from mosaics_jax.errors import UserError
+from mosaics_jax.training.progress import say
+from mosaics_jax.training.workdir import check_workdir, held
+
+VARIANTS = {
+    "mosaic": "model=mosaic",
+    "leaky average fixed": "model=mosaic; leaky_average=fixed",
+    "leaky average off": "model=mosaic; leaky_average=off",
+    "no peek": "model=mosaic; peek=false",
+    "asymmetric": "model=mosaic; asymmetric=true",
+    "unnormalized keys": "model=mosaic; normalized_keys=false",
+    "1 layer": "model=mosaic; n_layer=1",
+    "4 layers": "model=mosaic; n_layer=4",
+    "persistent memory of 3 C slots": "model=mosaic; pmem_size={slots}",
+    "feed-forward": "model=mosaic; feed_forward=true",
+    "linear transformer": "model=linear_transformer",
+    "linear transformer with convolution": "model=linear_transformer; short_convolution=4",
+    "mamba": "model=mamba",
+    "mamba without convolution": "model=mamba; mamba_convolution=0",
+}
+
+WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; the same command goes on from there")
+BENCHMARKS = flags.DEFINE_list("benchmarks", list(SUMMARIES), f"what is run on: {', '.join(SUMMARIES)}")
+CHOSEN = flags.DEFINE_list("variants", list(VARIANTS), f"what is run, and in the table: {', '.join(VARIANTS)}")
+SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of initialisation and dropout: a run for each")
+BASES = {
+    "regbench": flags.DEFINE_string(
+        "regbench_base", "experiments/flags/regbench_100.flags", "flagfile with the settings of runs on RegBench"
+    ),
+    "mqar": flags.DEFINE_string(
+        "mqar_base", "experiments/flags/mqar_cpu.flags", "flagfile with the settings of runs on MQAR"
+    ),
+}
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time", lower_bound=1)
+RUN = flags.DEFINE_bool("run", True, "make the runs; --norun only makes the table of what is there")
+
+
+def main(argv: list[str]) -> int:
+    if not WORKDIR.value:
+        raise UserError("--workdir is needed: a directory for all runs")
+    workdir = check_workdir(WORKDIR.value)
+    check_names("benchmarks", BENCHMARKS.value, list(SUMMARIES))
+    check_names("variants", CHOSEN.value, list(VARIANTS))
+    jobs = {benchmark: jobs_of(benchmark, workdir / benchmark) for benchmark in BENCHMARKS.value}
+    table(jobs)  # so that results of other settings are told before anything is run
+    failed: list[str] = []
+    if RUN.value:
+        with held(workdir):
+            for benchmark, variants in jobs.items():
+                say(f"\n{benchmark}")
+                arguments = [f"--cache_dir={workdir / 'cache'}"] if benchmark == "regbench" else []
+                every = [job for of_variant in variants.values() for job in of_variant]
+                describe = SUMMARIES[benchmark].describe
+                failed += run_jobs(every, arguments, AT_ONCE.value, describe, workdir / "cache" / "jax")
+    rows = table(jobs)
+    if RUN.value:
+        staging.write_file(workdir / "results.md", results.markdown(rows).encode())
+    say(f"\n{results.aligned(rows)}")
+    if failed:
+        say(f"{len(failed)} failed: {' '.join(failed)}")
+    return 1 if failed else 0
+
+
+def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raises UserError unless every name that was given is known, and there is one."""
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise UserError(f"--{flag}={','.join(given)}: choose from {', '.join(known)}")
+
+
+def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
+    """The runs of each chosen variant on a benchmark, one a seed. Raises UserError on a base that cannot be used."""
+    path = BASES[benchmark].value
+    base = read_base(path)
+    try:
+        slots = 3 * int(base["n_embd"])
+    except (KeyError, ValueError):
+        raise UserError(f"--{benchmark}_base={path!r} must give the width of the models: --n_embd=NUMBER") from None
+    return {
+        variant: make_jobs(
+            benchmark, [f"{VARIANTS[variant]}; seed={','.join(SEEDS.value)}".format(slots=slots)], base, workdir
+        )
+        for variant in CHOSEN.value
+    }
+
+
+def table(jobs: dict[str, dict[str, list[Job]]]) -> list[tuple[str, ...]]:
+    """A row for each variant, with its parameters and scores on each benchmark; empty where there is no result yet."""
+    scores = {
+        benchmark: {name: title for name, title in SUMMARIES[benchmark].scores.items() if "validation" not in name}
+        for benchmark in jobs
+    }
+    titles = [f"{benchmark} {title}" for benchmark in jobs for title in ("parameters", *scores[benchmark].values())]
+    rows = [("variant", *titles)]
+    for variant in CHOSEN.value:
+        cells: list[str] = []
+        for benchmark, variants in jobs.items():
+            found = [result for job in variants[variant] if (result := job.finished())]
+            means = [sum(result[name] for result in found) / max(len(found), 1) for name in scores[benchmark]]
+            cells += (
+                [f"{found[0]['params']:,}", *(f"{mean:.3f}" for mean in means)] if found else [""] * (1 + len(means))
+            )
+        rows.append((variant, *cells))
+    return rows
+
+
+if __name__ == "__main__":
+    entry.run(main)

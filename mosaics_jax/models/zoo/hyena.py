@@ -1,0 +1,132 @@
+"""Hyena (Poli et al. 2023, arXiv 2302.10866): gates and a long convolution whose filter a small network makes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mosaics_jax.models.mosaic import check_sizes
+from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
+from mosaics_jax.nn.layers import Projection, constant, normal
+from mosaics_jax.nn.memory import Span
+from mosaics_jax.nn.short_convolution import ShortConvolution
+from mosaics_jax.ops.long_convolution import long_convolution
+from mosaics_jax.settings import setting
+from mosaics_jax.shapes import Array, Dtype
+
+SHORT_TAPS = 3
+HIDDEN_LAYERS = ("first", "second", "third")  # of the network that makes filters
+# The windows of the channels fall to FLOOR within FASTEST .. SLOWEST of the filter length.
+FLOOR, FASTEST, SLOWEST = 1e-2, 0.3, 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class HyenaConfig(ZooConfig):
+    """Its own fields: the network that makes filters. The defaults are RegBench's."""
+
+    filter_length: int = setting(512, "positions that Hyena's filter network sees as time 0 .. 1; not a limit")
+    filter_hidden: int = setting(64, "hidden width of Hyena's filter network")
+    filter_waves: int = setting(1, "sines and cosines of time that Hyena's filter network sees, with 1, 2, .. periods")
+    filter_sine: float = setting(10.0, "initial frequency of the sines of Hyena's filter network")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, ("filter_length", "filter_hidden", "filter_waves"))
+        if self.filter_sine <= 0:
+            raise ValueError(f"filter_sine={self.filter_sine} must be positive")
+
+
+class ImplicitFilter(nn.Module):
+    """Filters h_t = window(t) network(t), (T, C), for any T; t = position / ``length``, so that T does not change them.
+
+    network: (t, cos 2 pi k t, sin 2 pi k t) -> hidden layers of sin(frequency * (W x + b)), frequencies trained -> C
+    (section 3.3). window: exp(-rate t), rates from slow to fast over the channels. h_0 has a trained term D ~ N(0, 1)
+    beside the network's. Kernels begin as N(0, 1/sqrt(3 in)), the scale of the authors' layers; RegBench's model resets
+    them to 0.02, with which a copy over 25 positions is learned far later. Computed in at least float32.
+    """
+
+    length: int
+    hidden: int
+    waves: int
+    sine: float
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, time: int, width: int) -> Array:
+        """The first ``time`` taps for ``width`` channels."""
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+
+        def linear(x: Array, name: str, features: int, axis: str) -> Array:
+            std = 1 / math.sqrt(3 * x.shape[-1])
+            kernel = self.param(f"{name}_kernel", normal(std, None, axis), (x.shape[-1], features))
+            return x @ kernel.astype(dtype)
+
+        t_T1 = jnp.arange(time, dtype=dtype)[:, None] / self.length
+        phases = 2 * math.pi * t_T1 * (1 + jnp.arange(self.waves))
+        x = jnp.concatenate([t_T1, jnp.cos(phases), jnp.sin(phases)], axis=-1)
+        for name in HIDDEN_LAYERS:
+            x = linear(x, name, self.hidden, "mlp")
+            x += self.param(f"{name}_bias", constant(0.0, "mlp"), (self.hidden,)).astype(dtype)
+            x = jnp.sin(self.param(f"{name}_frequency", constant(self.sine, "mlp"), (self.hidden,)).astype(dtype) * x)
+        rates_C = -math.log(FLOOR) / jnp.linspace(SLOWEST, FASTEST, width, dtype=dtype)
+        filters_TC = jnp.exp(-rates_C * t_T1) * linear(x, "output", width, "heads")
+        skip_C = self.param("skip", normal(1.0, "heads"), (width,)).astype(dtype)
+        return filters_TC.at[0].add(skip_C)
+
+
+class HyenaMixer(nn.Module):
+    """Q * (h convolved with (K * V)), then a projection. (B, T, C) to the same.
+
+    Q, K and V are projections, each behind a convolution of 3 taps (definition 3.1 and algorithms 1-3 at order 2).
+    """
+
+    length: int
+    hidden: int
+    waves: int
+    sine: float
+    std: float
+    output_std: float
+    bias: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
+    ) -> tuple[Array, None]:
+        """The whole sequence: there is no state."""
+        del span
+        time, width = x_BTC.shape[1:]
+        common = {"bias": self.bias, "dtype": self.dtype}
+        qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
+        qkv = ShortConvolution(SHORT_TAPS, "heads", name="short", **common)(qkv)
+        queries, keys, values = jnp.split(qkv, 3, axis=-1)
+        make_filters = ImplicitFilter(self.length, self.hidden, self.waves, self.sine, self.dtype, name="filter")
+        answers_BTC = queries * long_convolution(keys * values, make_filters(time, width))
+        y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers_BTC)
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+
+
+class Hyena(ZooModel):
+    """Hyena operators of order 2 in the place of attention, each with a feed-forward layer.
+
+    As in the authors' code, the first of the two filters of definition 3.1 is the short one on V, and windows are
+    fixed. Left out: the learning rate and the absence of weight decay of the filter network alone.
+    """
+
+    config: HyenaConfig
+
+    def mixer(self) -> Callable[..., nn.Module]:
+        """Hyena operators."""
+        c = self.config
+        return functools.partial(
+            HyenaMixer,
+            length=c.filter_length,
+            hidden=c.filter_hidden,
+            waves=c.filter_waves,
+            sine=c.filter_sine,
+            **self.unit_fields(),
+        )

@@ -1,0 +1,134 @@
+"""RWKV v4 (Peng et al. 2023, arXiv 2305.13048): averages of values with a decay per channel, gated by receptance."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
+from mosaics_jax.nn.layers import Projection, constant
+from mosaics_jax.nn.memory import Span
+from mosaics_jax.ops.wkv import wkv
+from mosaics_jax.shapes import Array, Dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKVConfig(ZooConfig):
+    """No fields of its own."""
+
+
+class TimeMix(nn.Module):
+    """W_o (sigmoid(r) * wkv(k, v)), r, k and v projections of shifted inputs (eq. 11-13, 16, 17).
+
+    (B, T, C) to the same. The decay per position is exp of its parameter. Begins as in the paper and the authors' code:
+    mixtures, decays and bonuses by channel and block; W_k, W_r and W_o zero; W_v N(0, 1/sqrt(C)), in the size of their
+    orthogonal matrix.
+    """
+
+    depth: int
+    bias: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
+    ) -> tuple[Array, None]:
+        """The whole sequence: there is no state."""
+        del span
+        width = x_BTC.shape[-1]
+        x_BTC = x_BTC.astype(self.dtype)
+        height, rest = heights(self.path, self.depth)
+        channel_C = np.arange(width)
+
+        def mixed(name: str, initial_C: np.ndarray, std: float) -> Array:
+            mix_C = self.param(f"{name}_mix", constant(initial_C, "embed"), (width,))
+            return Projection(width, std, bias=self.bias, dtype=self.dtype, name=name)(token_shift(x_BTC, mix_C))
+
+        receptance_BTC = mixed("receptance", (channel_C / width) ** (0.5 * rest), 0.0)
+        keys_BTC = mixed("key", (channel_C / width) ** rest, 0.0)
+        values_BTC = mixed("value", (channel_C / width) ** rest + 0.3 * height, width**-0.5)
+        log_decay_C = -5 + 8 * (channel_C / max(width - 1, 1)) ** (0.7 + 1.3 * height)
+        bonus_C = math.log(0.3) + 0.5 * ((channel_C + 1) % 3 - 1)
+        decay_C = jnp.exp(self.param("log_decay", constant(log_decay_C, "heads"), (width,)))
+        averages_BTC, _ = wkv(keys_BTC, values_BTC, decay_C, self.param("bonus", constant(bonus_C, "heads"), (width,)))
+        output = Projection(width, 0.0, ("heads", "embed"), self.bias, self.dtype, name="output")
+        y_BTC = output(jax.nn.sigmoid(receptance_BTC) * averages_BTC)
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+
+
+class ChannelMix(nn.Module):
+    """sigmoid(r) * W_v max(k, 0)^2, k of width ``hidden`` and r from shifted inputs (eq. 14, 15, 18).
+
+    (B, T, C) to the same. Begins with W_v and W_r zero, W_k N(0, 1/sqrt(C)).
+    """
+
+    hidden: int
+    depth: int
+    bias: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
+    ) -> tuple[Array, None]:
+        """The whole sequence: there is no state."""
+        del span
+        width = x_BTC.shape[-1]
+        x_BTC = x_BTC.astype(self.dtype)
+        _, rest = heights(self.path, self.depth)
+        initial_mix = constant((np.arange(width) / width) ** rest, "embed")
+        key_mix_C = self.param("key_mix", initial_mix, (width,))
+        receptance_mix_C = self.param("receptance_mix", initial_mix, (width,))
+        common = {"bias": self.bias, "dtype": self.dtype}
+        key = Projection(self.hidden, width**-0.5, ("embed", "mlp"), name="key", **common)
+        value = Projection(width, 0.0, ("mlp", "embed"), name="value", **common)
+        receptance = Projection(width, 0.0, name="receptance", **common)
+        keys_BTF = key(token_shift(x_BTC, key_mix_C))
+        gate_BTC = jax.nn.sigmoid(receptance(token_shift(x_BTC, receptance_mix_C)))
+        y_BTC = gate_BTC * value(jnp.square(jax.nn.relu(keys_BTF)))
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+
+
+def token_shift(x_BTC: Array, mix_C: Array) -> Array:
+    """mu x_t + (1 - mu) x_{t-1} with ``mix`` mu per channel and x_{-1} = 0 (eq. 11-15)."""
+    before_BTC = jnp.pad(x_BTC[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return before_BTC + mix_C.astype(x_BTC.dtype) * (x_BTC - before_BTC)
+
+
+def heights(path: Sequence[str], depth: int) -> tuple[float, float]:
+    """l / (L - 1) and 1 - l / L of the block l that holds the module at ``path``: what the paper initialises by.
+
+    Linen names the blocks. Scanned blocks are one module and cannot tell their places: all begin as the middle one.
+    """
+    names = [name for name in path if name.startswith("blocks_")]
+    block = int(names[0].removeprefix("blocks_")) if names else (depth - 1) / 2
+    return block / max(depth - 1, 1), 1 - block / depth
+
+
+class RWKV(ZooModel):
+    """Time mixing in the place of attention, channel mixing in that of the feed-forward layer: 13 C^2 parameters.
+
+    Left out: the layer normalisation of the embedding with its tiny initial values. A head has no meaning here.
+    """
+
+    config: RWKVConfig
+
+    def mixer(self) -> Callable[..., nn.Module]:
+        """Time mixing."""
+        return functools.partial(TimeMix, **self._fields())
+
+    def feed_forward(self) -> Callable[..., nn.Module]:
+        """Channel mixing, of hidden width 4 C."""
+        return functools.partial(ChannelMix, hidden=4 * self.config.n_embd, **self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        c = self.config
+        return {"depth": c.n_layer, "bias": c.bias, "dropout": c.dropout, "dtype": jnp.dtype(c.dtype)}

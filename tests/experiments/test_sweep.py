@@ -1,0 +1,246 @@
+"""Sweeps: grids, runs in processes of their own, what is drawn of them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import grid, results
+from experiments.grid import Job, make_jobs, parse_grid, read_base, run_jobs, same
+from experiments.summaries import SUMMARIES, best, read_all, report
+from mosaics_jax.errors import UserError
+from tests.experiments.entries import ROOT, command, environment, refused, run
+
+SMOKE = ROOT / "experiments" / "flags" / "mqar_smoke.flags"
+
+
+def test_a_grid_is_all_combinations():
+    assert parse_grid("model=a,b; seed = 0") == [{"model": "a", "seed": "0"}, {"model": "b", "seed": "0"}]
+    assert parse_grid("x:y=1:2,3:4;z=5,6") == [
+        {"x": "1", "y": "2", "z": "5"},
+        {"x": "1", "y": "2", "z": "6"},
+        {"x": "3", "y": "4", "z": "5"},
+        {"x": "3", "y": "4", "z": "6"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["model", "model=", "=a", "a b=1", "x:y=1", "x=1:2", "x=1;x=2", "x=1,,2"])
+def test_a_grid_that_cannot_be_read(text):
+    with pytest.raises(UserError, match="--grid"):
+        parse_grid(text)
+
+
+def test_jobs(tmp_path):
+    jobs = make_jobs("mqar", ["seed=0,1; model=a", "seed=1; model=a", "n=1e-3"], {"n": "2", "m": "3"}, tmp_path)
+    assert [job.name for job in jobs] == ["a,seed=0", "a,seed=1", "n=1e-3"]
+    assert jobs[0].settings == {"seed": "0", "model": "a", "n": "2", "m": "3"}
+    assert jobs[2].settings == {"n": "1e-3", "m": "3"}
+    assert jobs[2].workdir == tmp_path / "n=1e-3"
+    with pytest.raises(UserError, match="workdir is set"):
+        make_jobs("mqar", ["workdir=here"], {}, tmp_path)
+
+
+def test_typed_values():
+    assert same("5e-4", 0.0005) and same("100", 100) and same("true", True) and same("mosaic", "mosaic")
+    assert not (same("1e-3", 0.0005) or same("true", False) or same("a", "b") or same("a", 1) or same("1", None))
+
+
+@pytest.mark.parametrize("path", sorted(SMOKE.parent.glob("regbench_[0-9]*.flags")), ids=lambda path: path.stem)
+def test_published_recipe(path):
+    settings = read_base(str(path))
+    expected = "num_train={} n_layer=2 n_head=8 n_embd=128 pmem_size=448 dropout=0.05 batch_size=32 epochs=200"
+    expected = dict(pair.split("=") for pair in expected.format(path.stem.split("_")[1]).split())
+    assert settings.items() >= expected.items()
+    assert float(settings["learning_rate"]) == 5e-4
+
+
+def test_base(tmp_path):
+    (tmp_path / "more.flags").write_text("--seed=1\n")
+    (tmp_path / "base.flags").write_text(f"# settings\n--n_layer=2\n--flagfile={tmp_path / 'more.flags'}\n")
+    assert read_base(str(tmp_path / "base.flags")) == {"n_layer": "2", "seed": "1"}
+    (tmp_path / "bad.flags").write_text("--nobias\n")
+    for name in ("bad.flags", "none.flags"):
+        with pytest.raises(UserError, match=f"--base=.*{name}"):
+            read_base(str(tmp_path / name))
+
+
+def result(model="mosaic", experiment="regbench", **given):
+    made = {
+        "experiment": experiment,
+        "version": results.VERSION,
+        "model": model,
+        **{"num_train": 100, "num_pairs": 4, "context_length": 64, "n_embd": 64, "seed": 0},
+        **{"accuracy": 0.5, "tvd": 0.5, "validation_accuracy": 0.5, "params": 1000, "steps": 10, "seconds": 1.0},
+        "machine": {"device": "cpu", "devices": 1, "jax": "0.10"},
+        "baselines": {"1-gram": {"accuracy": 0.4, "tvd": 0.6}, "3-gram": {"accuracy": 0.9, "tvd": 0.2}},
+        "settings": {"model": model},
+    }
+    return {**made, **given}
+
+
+def test_the_best_settings_by_validation_and_all_their_seeds():
+    def tried(rate, seed, validation, **given):
+        settings = {"model": "mosaic", "learning_rate": rate, "seed": seed}
+        return result(settings=settings, seed=seed, validation_accuracy=validation, **given)
+
+    found = [tried(1e-3, 0, 0.6), tried(1e-3, 1, 0.8), tried(1e-2, 0, 0.9), tried(1e-2, 1, 0.3)]
+    found += [tried(1e-2, 0, 0.1, num_train=500)]
+    assert best(found, ("model", "num_train")) == [*found[:2], found[4]]
+
+
+@pytest.mark.parametrize("experiment", SUMMARIES)
+def test_figures_and_tables(experiment, tmp_path):
+    models = ("mosaic", "deltanet", "one_of_my_own")
+    found = [
+        result(m, experiment, num_train=n, n_embd=n, seed=s, num_pairs=p, settings={"model": m, "lr": 0.1 * s})
+        for m in models
+        for n in (100, 500)
+        for s in (0, 1)
+        for p in ((4, 8) if experiment == "mqar" else (4,))
+    ]
+    for number, one in enumerate(found):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "results.json").write_text(json.dumps(one))
+    text = report(read_all(tmp_path, experiment), SUMMARIES[experiment], tmp_path)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert len(lines) == 2 + len(found)
+    assert len({line.count("|") for line in lines}) == 1
+    assert "lr=0.1" in lines[3] and "| 0.500 |" in lines[3] and "1 x cpu, jax 0.10" in lines[3]
+    assert sum("| yes |" in line for line in lines) == len(found) / 2
+    assert "results.md" in text
+
+
+def test_results_of_another_version_are_named(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text(json.dumps(result(version=0)))
+    with pytest.raises(UserError, match=r"old/results.json is of regbench, version 0"):
+        read_all(tmp_path, "regbench")
+    (tmp_path / "old" / "results.json").write_text("{")
+    with pytest.raises(UserError, match="move it away"):
+        read_all(tmp_path, "regbench")
+
+
+RUN = """
+import json, sys, time
+settings = dict(a[2:].split("=", 1) for a in sys.argv[1:])
+workdir = settings.pop("workdir")
+open(workdir + "/started", "a").write("x")
+if settings["kind"] == "bad":
+    sys.exit("error: it cannot be")
+if settings["kind"] == "flag":
+    sys.exit("FATAL Flags parsing error:\\n  Unknown command line flag 'kind'")
+time.sleep(600 if settings["kind"] == "slow" else 0)
+json.dump({"experiment": "x", "version": VERSION, "settings": settings}, open(workdir + "/results.json", "w"))
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """Makes jobs whose runs are little programs; what they do is their ``kind``."""
+
+    def start(job, arguments, environment):
+        job.workdir.mkdir(exist_ok=True)
+        program = RUN.replace("VERSION", str(results.VERSION))
+        given = [f"--{name}={value}" for name, value in job.settings.items()]
+        with (job.workdir / grid.LOG_NAME).open("ab") as log:
+            return subprocess.Popen([sys.executable, "-c", program, *given, f"--workdir={job.workdir}"], stderr=log)
+
+    monkeypatch.setattr(grid, "start", start)
+    return lambda *kinds: [Job("x", kind, tmp_path / kind, {"kind": kind}) for kind in kinds]
+
+
+def started(tmp_path, name):
+    return (tmp_path / name / "started").read_text() if (tmp_path / name / "started").exists() else ""
+
+
+def test_what_is_finished_is_not_run_again(jobs, tmp_path, capsys):
+    assert run_jobs(jobs("a", "b"), [], 1, lambda _: "well", tmp_path) == []
+    assert run_jobs(jobs("a", "bad", "c"), [], 2, lambda _: "well", tmp_path) == ["bad"]
+    assert [started(tmp_path, name) for name in ("a", "b", "c", "bad")] == ["x"] * 4
+    said = capsys.readouterr().out
+    assert re.search(r"1/2  a: well, in \d+s; \d+s left\n2/2  b: well, in \d+s\n", said)
+    assert "runs: 3, finished before: 1" in said
+    assert "bad: failed: it cannot be (status 1; " in said
+
+
+def test_a_flag_that_does_not_exist_ends_the_sweep(jobs, tmp_path):
+    with pytest.raises(UserError, match="Unknown command line flag 'kind'"):
+        run_jobs(jobs("flag", "a"), [], 1, str, tmp_path)
+    assert not started(tmp_path, "a")
+
+
+def test_results_of_other_settings_are_named(jobs, tmp_path):
+    run_jobs(jobs("a"), [], 1, str, tmp_path)
+    for settings in ({"kind": "b"}, {"kind": "a", "seed": "0"}, {}):
+        with pytest.raises(UserError, match="results of other settings"):
+            Job("x", "a", tmp_path / "a", settings).finished()
+
+
+def test_a_sweep_that_ends_ends_its_runs(jobs, tmp_path, monkeypatch):
+    stopped = []
+
+    def interrupted(running):
+        stopped.extend(running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "_ended", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs("slow", "a"), [], 2, str, tmp_path)
+    assert len(stopped) == 2
+    assert all(process.poll() is not None for process in stopped)
+
+
+def child_of(parent):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+    return int(found[0]) if found else None
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A process that nobody waited for is dead all the same.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_sweep_ends_its_run_and_goes_on(tmp_path):
+    arguments = ("--experiment=mqar", f"--base={SMOKE}", "--grid=model=mosaic", f"--workdir={tmp_path}")
+    process = subprocess.Popen(command("sweep", *arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 500
+    while not (tmp_path / "mosaic" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline and process.poll() is None, "the sweep ended before it was killed"
+        time.sleep(0.01)
+    child = child_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert child is not None
+    while alive(child):
+        assert time.monotonic() < deadline, "the run goes on without its sweep"
+        time.sleep(0.1)
+    done = run("sweep", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs: 1, finished before: 0" in done.stdout
+    assert "1/1  mosaic: validation accuracy 0." in done.stdout
+    assert {"figure.png", "figure.pdf", "results.md"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base=none.flags", "--grid=seed=0"], "--base=none.flags cannot be read"),
+        ([], "--grid is needed"),
+        (["--norun"], "holds no results of regbench"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, arguments, message):
+    assert message in refused("sweep", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert not (tmp_path / "run").exists()
