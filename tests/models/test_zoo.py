@@ -13,13 +13,14 @@ import pytest
 from mosaics_jax.models import stack_layers
 from mosaics_jax.models.zoo import SEQUENCE_MODELS
 from mosaics_jax.models.zoo.base import ZooConfig
+from mosaics_jax.nn.rotary import rotate
 
 TIME = 11
 EXACT = 2e-5
 SYMBOLS, COPIED = 8, 5
 SMALL = {"vocab_size": TIME + 1, "n_layer": 2, "n_head": 2, "n_embd": 32}
-# By model: fields that others do not have, and where the common copy task does not do, how it is trained. Linear
-# memories learn it quickly only with a short convolution.
+# By model: fields that others do not have, and where the common copy task does not do, how it is trained. Some
+# linear memories learn it only with a short convolution, all of them sooner.
 FIELDS: dict[str, dict[str, Any]] = {
     "mosaic": {"pmem_size": 8},
     "hyena": {"filter_length": 16, "filter_waves": 8, "filter_sine": 1.0},
@@ -173,3 +174,35 @@ def test_scanned_layers_compute_the_same():
 def test_bad_configs_are_refused(name, fields, message):
     with pytest.raises(ValueError, match=message):
         SEQUENCE_MODELS[name][0](**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("transformer", {"rotary": True, "n_embd": 6, "n_head": 2}, "n_embd=6 / n_head=2 must be even"),
+        ("retnet", {"n_embd": 6, "n_head": 2}, "n_embd=6 / n_head=2 must be even"),
+        ("gla", {"n_embd": 6, "n_head": 2}, "n_embd=6 is not divisible by 2 n_head=4"),
+        ("linear_transformer", {"context_length": 0}, "context_length=0 must be at least 1"),
+    ],
+)
+def test_bad_fields_of_one_model_are_refused(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        SEQUENCE_MODELS[name][0](**fields)
+
+
+def test_rotary_scores_know_the_distance_alone():
+    query, key = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def score(t, s):
+        return float(jnp.sum(rotate(query, jnp.array([t])) * rotate(key, jnp.array([s]))))
+
+    assert score(0, 0) == pytest.approx(float(np.sum(query * key)), abs=1e-5)
+    assert score(107, 104) == pytest.approx(score(3, 0), abs=1e-4)
+    assert abs(score(3, 0) - score(0, 3)) > 1e-2
+
+
+def test_rotary_positions_have_no_limit():
+    model = build("transformer", rotary=True, context_length=4)
+    shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, TIME), jnp.int32))
+    assert shapes[0].shape == (1, TIME, TIME + 1)
+    assert "positions" not in shapes[1]["params"]
