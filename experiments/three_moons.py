@@ -4,7 +4,7 @@
     python -m experiments.three_moons --workdir=runs/moons32 --seeds=32     # 32 networks of each kind, trained together
 
 Expected on the held-out signal (periods 1, 2, 3; 44, 89 and 133 steps, all together 267): the error of three heads
-falls at the single periods, the last time at or before 133; that of one head at the total period alone. Final losses
+falls at the single periods, with its knee at or before 133; that of one head at the total period alone. Final losses
 near 0.0024 (one head) and 0.0008 (three). WORKDIR/one_head and three_heads hold the runs, WORKDIR/results.json and
 the figures, as PNG and PDF, sum up. `--authors_metric` computes errors as the published script did.
 """

@@ -44,6 +44,8 @@ def entries(config: MosaicConfig | GPT2Config, cuda_keys: bool = False) -> list[
     cuda_keys: the names of ``memory_mosaics_eft.py``, `Library` with the leaky average as a CUDA kernel.
     """
     if isinstance(config, GPT2Config):
+        if config.rotary:
+            raise UserError("the authors' GPT has no rotary positions: there is no checkpoint to convert to")
         return _gpt(config)
     if changed := [name for name in OURS_ALONE if getattr(config, name) != getattr(MosaicConfig, name)]:
         fields = ", ".join(f"{name}={getattr(config, name)}" for name in changed)

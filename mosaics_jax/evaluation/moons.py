@@ -9,7 +9,8 @@ from jax import lax
 
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
-from mosaics_jax.ops.linear_memory import NEVER, ahead, divide, join_sums, past_sums
+from mosaics_jax.ops.blockwise import NEVER, add_pairs
+from mosaics_jax.ops.linear_memory import ahead, divide, past_sums
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import mean_over_devices
 
@@ -55,7 +56,7 @@ def _continue(
         top = jnp.max(scores, axis=-1, initial=NEVER)
         weights = jnp.exp(scores - top[..., None]) * (count > 0)
         made = top, jnp.sum(weights, axis=-1), jnp.einsum("hrj,rjc->hrc", weights, made_RJC)
-        _, total, sums = join_sums(past, made)
+        _, total, sums = add_pairs(past, made)
         # The mean of next points, and then W_psi, which is linear: the answer of the head.
         answers = jnp.einsum("hrc,hdc->rhd", divide(sums, total[..., None]), w_psi_HDC)
         return jnp.einsum("rd,cd->rc", answers.reshape(rows, -1), w_z)

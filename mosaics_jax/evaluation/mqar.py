@@ -22,7 +22,7 @@ def at_queries(
 
     Logits elsewhere, most of the positions times V, are never made. ``how``: further arguments of ``apply``.
     """
-    hidden_BTC: Array = model.apply({"params": params}, batch["inputs"], method="hidden", **how)  # type: ignore[assignment]
+    hidden_BTC: Any = model.apply({"params": params}, batch["inputs"], method="hidden", **how)
     _, places_BQ = jax.lax.top_k((batch["targets"] != IGNORED).astype(jnp.int32), queries)
     hidden_BQC = jnp.take_along_axis(hidden_BTC, places_BQ[..., None], axis=1)
     head_VC = params["embedding" if model.config.weight_tying else "head"]

@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mosaics_jax.ops.retrieval import NEVER, RetrievalForm, causal_retrieval
+from mosaics_jax.ops.blockwise import NEVER, Sums, add_pairs
+from mosaics_jax.ops.retrieval import RetrievalForm, causal_retrieval
 from mosaics_jax.shapes import Array
 
 LANES = 16  # blocks of pairs begin and end at multiples of this, for vector instructions
 ROWS = 80  # queries of a block, of
-
-Sums = tuple[Array, Array, Array]  # of weights: the largest score, their sum, their sum times features
 
 
 def linear_memory(
@@ -66,7 +65,7 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
             for low, high in ((0, common), (common, max(most, 1)))
             if low < high
         ]
-        blocks.append(functools.reduce(join_sums, parts))
+        blocks.append(functools.reduce(add_pairs, parts))
     top, total, weighted = (jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
     return top, total, weighted
 
@@ -87,16 +86,6 @@ def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.
         seen_R = jnp.asarray(pairs_R > 0, queries_HRD.dtype)
         total_HR, weighted_HRE = seen_R * total_HR, seen_R[:, None] * weighted_HRE
     return top_HR, total_HR, weighted_HRE
-
-
-def join_sums(one: Sums, other: Sums) -> Sums:
-    """The sums over both sets of pairs."""
-    top = jnp.maximum(one[0], other[0])
-    (share, total, weighted), (other_share, other_total, other_weighted) = (
-        (jnp.exp(largest - top), *sums) for largest, *sums in (one, other)
-    )
-    total = share * total + other_share * other_total
-    return top, total, share[..., None] * weighted + other_share[..., None] * other_weighted
 
 
 def divide(sums: Array, total: Array) -> Array:

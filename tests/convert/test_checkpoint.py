@@ -164,3 +164,8 @@ def test_what_cannot_be_written():
             to_torch(dataclasses.replace(config, **fields), params)
     with pytest.raises(UserError, match="unknown: extra"):
         to_torch(config, params | {"extra": np.zeros(1)})
+
+
+def test_rotary_positions_are_refused():
+    with pytest.raises(UserError, match="no rotary positions"):
+        to_torch(GPT2Config(rotary=True), {})
