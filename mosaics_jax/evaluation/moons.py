@@ -9,7 +9,7 @@ from jax import lax
 
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
-from mosaics_jax.ops.blockwise import NEVER, add_pairs
+from mosaics_jax.ops.blockwise import NEVER, Sums, add_pairs
 from mosaics_jax.ops.linear_memory import ahead, divide, past_sums
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import mean_over_devices
@@ -41,41 +41,43 @@ def _continue(
     w_phi_HDC, w_psi_HDC = (w.reshape(config.heads, -1, w.shape[1]) for w in (w_phi, w_psi))
     heads, rows, channels = config.heads, len(context_R), x_TC.shape[1]
 
-    def to_keys(points_NC: Array) -> Array:
-        return jnp.einsum("nc,hdc->hnd", points_NC, w_phi_HDC)
+    def to_keys(points_CN: Array) -> Array:
+        return jnp.einsum("hdc,cn->hdn", w_phi_HDC, points_CN)
 
-    keys_HTD = to_keys(x_TC)
+    keys_HTD = jnp.swapaxes(to_keys(x_TC.T), 1, 2)
     next_HTC = jnp.broadcast_to(ahead(x_TC[None])[0], (heads, *x_TC.shape))
 
-    def output(queries_HRD: Array, made_keys_HRJD: Array, made_RJC: Array, count: Array) -> Array:
+    def output(queries_HDR: Array, made_keys_JHDR: Array, made_JCR: Array, count: Array) -> Array:
         """The network's output where each row asks its true pairs and the first ``count`` of its own."""
-        queries_HRD = config.sharpness * queries_HRD
-        past = past_sums(queries_HRD, keys_HTD, next_HTC, context_R - 1)
-        scores = jnp.einsum("hrd,hrjd->hrj", queries_HRD, made_keys_HRJD)
-        scores = jnp.where(jnp.arange(steps) < count, scores, NEVER)
-        top = jnp.max(scores, axis=-1, initial=NEVER)
-        weights = jnp.exp(scores - top[..., None]) * (count > 0)
-        made = top, jnp.sum(weights, axis=-1), jnp.einsum("hrj,rjc->hrc", weights, made_RJC)
-        _, total, sums = add_pairs(past, made)
-        # The mean of next points, and then W_psi, which is linear: the answer of the head.
-        answers = jnp.einsum("hrc,hdc->rhd", divide(sums, total[..., None]), w_psi_HDC)
-        return jnp.einsum("rd,cd->rc", answers.reshape(rows, -1), w_z)
+        queries_HDR = config.sharpness * queries_HDR
+        past = past_sums(jnp.swapaxes(queries_HDR, 1, 2), keys_HTD, next_HTC, context_R - 1)
 
-    made_keys_HRJD = jnp.zeros((heads, rows, steps, w_phi_HDC.shape[1]), x_TC.dtype)
-    made_RJC = jnp.zeros((rows, steps, channels), x_TC.dtype)
-    last_HRD = to_keys(x_TC[context_R - 1])
-    first_RC = output(last_HRD, made_keys_HRJD, made_RJC, jnp.array(0))
+        def add_made(j: Array, sums: Sums) -> Sums:
+            # Each row has a pair of its own here. The sum is written out: XLA's own is slow over a leading axis.
+            scores_HR = functools.reduce(jnp.add, jnp.unstack(queries_HDR * made_keys_JHDR[j], axis=1))
+            points_HRC = jnp.broadcast_to(made_JCR[j].T, (heads, rows, channels))
+            return add_pairs(sums, (scores_HR, jnp.ones_like(scores_HR), points_HRC))
+
+        _, total_HR, sums_HRC = lax.fori_loop(0, count, add_made, past)
+        # The mean of next points, and then W_psi, which is linear: the answer of the head.
+        answers_HDR = jnp.einsum("hrc,hdc->hdr", divide(sums_HRC, total_HR[..., None]), w_psi_HDC)
+        return w_z @ answers_HDR.reshape(-1, rows)
+
+    made_keys_JHDR = jnp.zeros((steps, heads, w_phi_HDC.shape[1], rows), x_TC.dtype)
+    made_JCR = jnp.zeros((steps, channels, rows), x_TC.dtype)
+    last_HDR = to_keys(x_TC[context_R - 1].T)
+    first_CR = output(last_HDR, made_keys_JHDR, made_JCR, jnp.array(0))
 
     def step(carry: tuple[Array, Array, Array, Array], j: Array) -> tuple[tuple[Array, Array, Array, Array], Array]:
-        last_HRD, point_RC, made_keys_HRJD, made_RJC = carry
-        made_keys_HRJD = made_keys_HRJD.at[:, :, j].set(last_HRD)
-        made_RJC = made_RJC.at[:, j].set(point_RC * complete)
-        key_HRD = to_keys(point_RC)
-        point_RC = output(key_HRD, made_keys_HRJD, made_RJC, j + 1)
-        return (key_HRD, point_RC, made_keys_HRJD, made_RJC), point_RC
+        last_HDR, point_CR, made_keys_JHDR, made_JCR = carry
+        made_keys_JHDR = made_keys_JHDR.at[j].set(last_HDR)
+        made_JCR = made_JCR.at[j].set(point_CR * complete)
+        key_HDR = to_keys(point_CR)
+        point_CR = output(key_HDR, made_keys_JHDR, made_JCR, j + 1)
+        return (key_HDR, point_CR, made_keys_JHDR, made_JCR), point_CR
 
-    _, rest_JRC = lax.scan(step, (last_HRD, first_RC, made_keys_HRJD, made_RJC), jnp.arange(steps))
-    return jnp.concatenate([first_RC[:, None], jnp.swapaxes(rest_JRC, 0, 1)], axis=1)
+    _, rest_JCR = lax.scan(step, (last_HDR, first_CR, made_keys_JHDR, made_JCR), jnp.arange(steps))
+    return jnp.transpose(jnp.concatenate([first_CR[None], rest_JCR]), (2, 0, 1))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "contexts", "complete", "shift"))
