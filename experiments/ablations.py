@@ -92,12 +92,12 @@ def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> None:
 
 def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
     """The runs of each chosen variant on a benchmark, one a seed. Raises UserError on a base that cannot be used."""
-    path = BASES[benchmark].value
-    base = read_base(path)
+    flag, path = BASES[benchmark].name, BASES[benchmark].value
+    base = read_base(path, flag)
     try:
         slots = 3 * int(base["n_embd"])
     except (KeyError, ValueError):
-        raise UserError(f"--{benchmark}_base={path!r} must give the width of the models: --n_embd=NUMBER") from None
+        raise UserError(f"--{flag}={path} must give the width of the models: --n_embd=NUMBER") from None
     return {
         variant: make_jobs(
             benchmark, [f"{VARIANTS[variant]}; seed={','.join(SEEDS.value)}".format(slots=slots)], base, workdir

@@ -90,19 +90,19 @@ def parse_grid(text: str) -> list[Settings]:
     return combinations
 
 
-def read_base(flagfile: str) -> Settings:
-    """The settings in a flagfile, those of its flagfiles included. Raises UserError."""
+def read_base(flagfile: str, flag: str = "base") -> Settings:
+    """The settings in a flagfile, those of its flagfiles included. Raises UserError, which names the ``flag``."""
     if not flagfile:
         return {}
     try:
         lines = flags.FLAGS.read_flags_from_files([f"--flagfile={flagfile}"])
     except flags.Error as error:
-        raise UserError(f"--base={flagfile} cannot be read ({error})") from None
+        raise UserError(f"--{flag}={flagfile} cannot be read ({error})") from None
     settings = {}
     for line in lines:
         name, equals, value = line.lstrip("-").partition("=")
         if not line.startswith("-") or not equals:
-            raise UserError(f"--base={flagfile}: write --NAME=VALUE instead of {line!r}")
+            raise UserError(f"--{flag}={flagfile}: write --NAME=VALUE instead of {line!r}")
         settings[name] = value
     return settings
 

@@ -49,14 +49,13 @@ def main(argv: list[str]) -> None:
     longest = max(split.lengths.max() for split in (benchmark.train, benchmark.validation, benchmark.test))
     run.check_length(-(-longest // batch.pad_multiple) * batch.pad_multiple)
 
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    parts = jax.device_count() * run.optimizer.accumulate  # a mesh splits rows into as many at most
+    places = {"process_index": jax.process_index(), "process_count": jax.process_count(), "row_multiple": parts}
     score = model_scorer(run.model)
-    validation, test = (
-        evaluation_batches(split, batch, **processes) for split in (benchmark.validation, benchmark.test)
-    )
+    validation, test = (evaluation_batches(split, batch, **places) for split in (benchmark.validation, benchmark.test))
     trained = run.train(
         sequences.next_token_loss,
-        training_batches(benchmark.train, batch, run.loop.seed, **processes),
+        training_batches(benchmark.train, batch, run.loop.seed, **places),
         {"version": VERSION, **(dataclasses.asdict(data) | dataclasses.asdict(automata) | dataclasses.asdict(batch))},
         int(benchmark.train.lengths.sum()) // per_epoch,
         lambda params: score(params, validation),

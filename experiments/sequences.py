@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 from experiments import entry
 from mosaics_jax.data.windows import Batch
@@ -21,6 +22,7 @@ from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.loop import LoopConfig, TrainResult, train
 from mosaics_jax.training.mesh import RULES, make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig
+from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import Task
 from mosaics_jax.training.workdir import check_workdir
 
@@ -133,6 +135,10 @@ def run_from_flags(experiment: str, vocab_size: int, steps_per_epoch: int) -> Ru
     """The run that the flags describe. Raises UserError on a bad value."""
     config = entry.from_flags(RunConfig)
     config_class, model_class = SEQUENCE_MODELS[config.model]
+    fields = {name: {field.name for field in dataclasses.fields(kind)} for name, (kind, _) in SEQUENCE_MODELS.items()}
+    others = set().union(*fields.values()) - fields[config.model]
+    if unused := [f"--{name}" for name in sorted(others) if flags.FLAGS[name].present]:
+        say(f"a {config.model} has no use for {', '.join(unused)}")
     steps = config.steps or config.epochs * steps_per_epoch
     # The learning rate is read first: the last one is a share of it.
     optimizer = entry.from_flags(

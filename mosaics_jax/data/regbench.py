@@ -232,29 +232,39 @@ def batches_per_epoch(problems: Problems, config: BatchConfig) -> int:
 
 
 def training_batches(
-    problems: Problems, config: BatchConfig, seed: int, process_index: int = 0, process_count: int = 1
+    problems: Problems,
+    config: BatchConfig,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    row_multiple: int | None = None,
 ) -> grain.IterDataset:
     """Endless batches, each epoch all problems once in an order that depends on ``seed`` and its number alone.
 
     A batch is a dict of ``inputs`` and ``targets``, int32 (B, T) each, padded with PAD and IGNORED to a T that changes
-    from batch to batch. B is batch_size / process_count; where an epoch's problems do not fill its last batch, whole
-    rows are padding. The iterator's state is the number of the next batch. UserError if the batch does not divide.
+    from batch to batch. B is batch_size / process_count. An epoch's last batch, of the problems that are left, has the
+    next multiple of ``row_multiple`` rows over all processes, by default batch_size: rows beyond its problems are
+    padding. The iterator's state is the number of the next batch. UserError if rows do not divide among processes.
 
     To save padding, every ``sort_batches`` batches' worth of shuffled problems are sorted by length, problems that are
     padded to one length staying in random order, cut into batches, and these shuffled. A batch that is not full takes
     no part, or it would always be the longest problems that get its greater weight.
     """
-    return _dataset(_Training(problems, config, seed, process_index, process_count))
+    return _dataset(_Training(problems, config, seed, process_index, process_count, row_multiple))
 
 
 def evaluation_batches(
-    problems: Problems, config: BatchConfig, process_index: int = 0, process_count: int = 1
+    problems: Problems,
+    config: BatchConfig,
+    process_index: int = 0,
+    process_count: int = 1,
+    row_multiple: int | None = None,
 ) -> grain.IterDataset:
     """Finite batches of all problems once, by length. As above, and ``distributions``, float32 (B, T, V).
 
     ``Problem`` says what that is and how to score; at padding it is 0.
     """
-    return _dataset(_Evaluation(problems, config, process_index, process_count))
+    return _dataset(_Evaluation(problems, config, process_index, process_count, row_multiple))
 
 
 def _dataset(source: "_Batches") -> grain.IterDataset:
@@ -265,12 +275,20 @@ def _dataset(source: "_Batches") -> grain.IterDataset:
 class _Batches:
     """What both sources share; an item is the part of a batch that belongs to this process."""
 
-    def __init__(self, problems: Problems, config: BatchConfig, process_index: int, process_count: int):
-        if config.batch_size % process_count:
-            raise UserError(f"a batch of {config.batch_size} does not divide among {process_count} processes")
+    def __init__(
+        self,
+        problems: Problems,
+        config: BatchConfig,
+        process_index: int,
+        process_count: int,
+        row_multiple: int | None,
+    ):
+        self._multiple = row_multiple or config.batch_size
+        for rows in (config.batch_size, self._multiple):
+            if rows % process_count:
+                raise UserError(f"a batch of {rows} does not divide among {process_count} processes")
         self._problems, self._config = problems, config
-        self._rows = config.batch_size // process_count
-        self._first_row = process_index * self._rows
+        self._process, self._processes = process_index, process_count
         self._padded_lengths = -(-problems.lengths // config.pad_multiple) * config.pad_multiple
 
     def __repr__(self) -> str:
@@ -278,11 +296,12 @@ class _Batches:
 
     def _batch(self, members: np.ndarray, distributions: bool) -> Batch:
         """The rows of this process of the batch of these problems, at most batch_size of them."""
-        shape = self._rows, int(self._padded_lengths[members].max())
+        rows = min(-(-len(members) // self._multiple) * self._multiple, self._config.batch_size) // self._processes
+        shape = rows, int(self._padded_lengths[members].max())
         batch = {"inputs": np.full(shape, PAD, np.int32), "targets": np.full(shape, IGNORED, np.int32)}
         if distributions:
             batch["distributions"] = np.zeros((*shape, VOCAB_SIZE), np.float32)
-        for row, member in enumerate(members[self._first_row : self._first_row + self._rows]):
+        for row, member in enumerate(members[self._process * rows : (self._process + 1) * rows]):
             problem = self._problems[member]
             for name, array in batch.items():
                 values = getattr(problem, name)
@@ -291,8 +310,8 @@ class _Batches:
 
 
 class _Training(_Batches):
-    def __init__(self, problems: Problems, config: BatchConfig, seed: int, process_index: int, process_count: int):
-        super().__init__(problems, config, process_index, process_count)
+    def __init__(self, problems: Problems, config: BatchConfig, seed: int, *where: Any):
+        super().__init__(problems, config, *where)
         self._seed = seed
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the last one asked for, and its batches
 
@@ -320,8 +339,8 @@ class _Training(_Batches):
 
 
 class _Evaluation(_Batches):
-    def __init__(self, problems: Problems, config: BatchConfig, process_index: int, process_count: int):
-        super().__init__(problems, config, process_index, process_count)
+    def __init__(self, problems: Problems, config: BatchConfig, *where: Any):
+        super().__init__(problems, config, *where)
         self._order = np.argsort(problems.lengths, kind="stable")
 
     def __len__(self) -> int:

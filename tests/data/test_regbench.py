@@ -171,8 +171,8 @@ def test_more_automata_than_there_are(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def epochs(problems, config, seed, count, **processes):
-    batches = iter(training_batches(problems, config, seed, **processes))
+def epochs(problems, config, seed, count, *processes, **row_multiple):
+    batches = iter(training_batches(problems, config, seed, *processes, **row_multiple))
     return [[next(batches) for _ in range(batches_per_epoch(problems, config))] for _ in range(count)]
 
 
@@ -206,6 +206,19 @@ def test_padding_is_masked_and_the_rest_is_not(benchmark):
             if (tokens != PAD).any():
                 expected = targets[tuple(tokens[tokens != PAD].tolist())]
                 np.testing.assert_array_equal(target[: len(expected)], expected)
+
+
+def test_the_last_batch_may_have_fewer_rows(benchmark):
+    config = BatchConfig(batch_size=16)
+    whole, short = (epochs(benchmark.train, config, 1, 1, row_multiple=multiple)[0] for multiple in (None, 4))
+    assert [len(batch["inputs"]) for batch in whole] == [16] * 5
+    assert sorted(len(batch["inputs"]) for batch in short) == [8, 16, 16, 16, 16]
+    assert rows_of(whole) == rows_of(short)
+    halves = [epochs(benchmark.train, config, 1, 1, i, 2, row_multiple=4) for i in range(2)]
+    for left, right, batch in zip(halves[0][0], halves[1][0], short, strict=True):
+        np.testing.assert_array_equal(np.concatenate([left["targets"], right["targets"]]), batch["targets"])
+    test = list(evaluation_batches(benchmark.test, BatchConfig(batch_size=8), row_multiple=2))
+    assert [len(batch["inputs"]) for batch in test] == [8, 2]
 
 
 def test_sorting_saves_padding(benchmark):
@@ -254,6 +267,8 @@ def test_refuses(benchmark):
         training_batches(benchmark.test, BatchConfig(batch_size=16), 0, process_count=3)
     with pytest.raises(UserError, match="16 does not divide among 3"):
         evaluation_batches(benchmark.test, BatchConfig(batch_size=16), process_count=3)
+    with pytest.raises(UserError, match="3 does not divide among 2"):
+        training_batches(benchmark.test, BatchConfig(batch_size=16), 0, process_count=2, row_multiple=3)
     for fields in ({"batch_size": 0}, {"pad_multiple": 0}, {"sort_batches": 0}):
         with pytest.raises(ValueError, match="at least 1"):
             BatchConfig(**fields)

@@ -63,4 +63,5 @@ def test_bad_input_is_one_line(tmp_path):
     assert "choose from mosaic, leaky average fixed" in refused("ablations", workdir, "--variants=mosaics")
     assert "choose from regbench, mqar" in refused("ablations", workdir, "--benchmarks=")
     (tmp_path / "narrow.flags").write_text("--n_layer=1\n")
+    assert "--mqar_base=nowhere.flags cannot be read" in refused("ablations", workdir, "--mqar_base=nowhere.flags")
     assert "must give the width" in refused("ablations", workdir, f"--mqar_base={tmp_path / 'narrow.flags'}")

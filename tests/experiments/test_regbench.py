@@ -70,6 +70,12 @@ def test_bad_input_gets_one_line(case, tmp_path, cache):
     assert not list(tmp_path.glob("run/checkpoints"))
 
 
+def test_flags_of_other_models_are_told(tmp_path, cache):
+    transformer = ["--model=transformer", "--context_length=64", "--short_convolution=4"]
+    done = run("regbench", f"--flagfile={SMOKE}", f"--workdir={tmp_path}", cache, *transformer)
+    assert "a transformer has no use for --pmem_size, --short_convolution\n" in done.stdout
+
+
 def test_results_of_other_settings_are_refused(finished, cache):
     workdir, _ = finished
     line = refused("regbench", f"--flagfile={SMOKE}", f"--workdir={workdir}", cache, "--seed=3")
