@@ -6,11 +6,13 @@ renormalised; kept ones are divided by 1 - rate.
 """
 
 import enum
+import functools
 
 import chex
 import jax.numpy as jnp
 from jax import lax
 
+from mosaics_jax.errors import UserError
 from mosaics_jax.ops import blockwise
 from mosaics_jax.ops.blockwise import (
     NEVER,
@@ -22,16 +24,30 @@ from mosaics_jax.ops.blockwise import (
 )
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.kernel_regression import masked_softmax
+from mosaics_jax.ops.library_retrieval import cudnn_can, cudnn_retrieval, splash_retrieval
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.pallas_retrieval import pallas_retrieval
+from mosaics_jax.ops.platform import per_device, platform
 from mosaics_jax.shapes import Array
 
 
 class RetrievalForm(enum.Enum):
-    """How retrieval along the sequence is computed. AUTO: NAIVE within one block, BLOCKWISE beyond."""
+    """How retrieval along the sequence is computed.
+
+    AUTO: NAIVE within one block; beyond, the fused kernel that the device has and the task allows, else BLOCKWISE.
+    """
 
     AUTO = "auto"
     NAIVE = "naive"  # a T x T array of weights
-    BLOCKWISE = "blockwise"  # memory linear in T, forward and backward
+    BLOCKWISE = "blockwise"  # memory linear in T, forward and backward, like all that follow
+    CUDNN = "cudnn"  # GPU, 16 bits, no dropout of weights
+    SPLASH = "splash"  # TPU, no dropout of weights
+    PALLAS = "pallas"  # TPU
+
+
+NEEDS = {RetrievalForm.CUDNN: "gpu", RetrievalForm.SPLASH: "tpu", RetrievalForm.PALLAS: "tpu"}
+LIBRARY = {RetrievalForm.CUDNN: cudnn_retrieval, RetrievalForm.SPLASH: splash_retrieval}
+AXES = ("batch", None, "activation_heads", None)  # of arrays (B, T, H, D), to `per_device`
 
 
 def causal_retrieval(
@@ -54,13 +70,33 @@ def causal_retrieval(
     chex.assert_equal_shape([queries_BTHD, keys_BTHD, values_BTHD])
     seed = check_seed(dropout_rate, dropout_seed)
     if form is RetrievalForm.AUTO:
-        form = RetrievalForm.NAIVE if queries_BTHD.shape[1] <= blockwise.BLOCK else RetrievalForm.BLOCKWISE
+        form = quickest_form(queries_BTHD, dropout_rate)
+    if NEEDS.get(form, platform()) != platform():
+        raise UserError(f"retrieval={form.value} is a kernel for {NEEDS[form]}, and this is {platform()}: choose auto")
+    if form in LIBRARY:
+        if dropout_rate > 0:
+            raise UserError(f"retrieval={form.value} cannot drop weights: choose auto, or set their dropout to 0")
+        retrieve = functools.partial(LIBRARY[form], strict=strict)
+        return per_device(retrieve, queries_BTHD, keys_BTHD, values_BTHD, names=[AXES] * 3)
     queries, keys, values = (jnp.swapaxes(a, 1, 2) for a in (queries_BTHD, keys_BTHD, values_BTHD))
     if form is RetrievalForm.NAIVE:
         answers = _naive(queries, keys, values, seed, int(strict), dropout_rate)
+    elif form is RetrievalForm.PALLAS:
+        answers = _pallas(queries, keys, values, seed, int(strict), dropout_rate)
     else:
         answers = blockwise_retrieval(int(strict), dropout_rate, queries, keys, values, seed)
     return jnp.swapaxes(answers, 1, 2)
+
+
+def quickest_form(queries_BTHD: Array, dropout_rate: float) -> RetrievalForm:
+    """What AUTO stands for."""
+    if queries_BTHD.shape[1] <= blockwise.BLOCK:
+        return RetrievalForm.NAIVE
+    if platform() == "tpu":
+        return RetrievalForm.PALLAS if dropout_rate > 0 else RetrievalForm.SPLASH
+    if platform() == "gpu" and dropout_rate == 0 and cudnn_can(queries_BTHD):
+        return RetrievalForm.CUDNN
+    return RetrievalForm.BLOCKWISE
 
 
 def stored_retrieval(
@@ -108,6 +144,15 @@ def _stored_blockwise(queries_BTHD: Array, keys_BHND: Array, values_BHND: Array,
     nothing = jnp.full(rows, NEVER, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype)
     answer, _ = normalized(lax.fori_loop(0, blocks, add_block, nothing))
     return jnp.swapaxes(answer, 1, 2).astype(values_BHND.dtype)
+
+
+def _pallas(queries: Array, keys: Array, values: Array, seed: Array, offset: int, rate: float) -> Array:
+    def retrieve(queries: Array, keys: Array, values: Array, first_row_BH: Array) -> Array:
+        return pallas_retrieval(offset, rate, queries, keys, values, seed, first_row_BH)
+
+    first_row_BH = row_numbers(*queries.shape[:3])[..., 0]
+    names = [("batch", "activation_heads", None, None)] * 3 + [("batch", "activation_heads")]
+    return per_device(retrieve, queries, keys, values, first_row_BH, names=names)
 
 
 def _naive(queries: Array, keys: Array, values: Array, seed: Array, offset: int, rate: float) -> Array:

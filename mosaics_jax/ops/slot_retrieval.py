@@ -9,6 +9,7 @@ from jax import lax
 
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.platform import platform
 from mosaics_jax.ops.retrieval import RetrievalForm
 from mosaics_jax.shapes import Array
 
@@ -78,7 +79,7 @@ def _unfold(x: Array, batch: int, time: int) -> Array:
 
 def slot_rows() -> int:
     """Queries of one block: on CPU their weights should stay in cache, elsewhere fill the device."""
-    return 128 if jax.default_backend() == "cpu" else 65536
+    return 128 if platform() == "cpu" else 65536
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

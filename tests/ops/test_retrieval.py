@@ -1,14 +1,20 @@
 """Retrieval along a sequence and from stored pairs: every form against its definition, and dropout."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 import mosaics_jax.ops.blockwise
+from mosaics_jax.errors import UserError
 from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
+from mosaics_jax.ops import retrieval as retrieval_module
 
 FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
 RATE = 0.3
@@ -46,6 +52,105 @@ def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same,
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, blockwise = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
     assert_same(naive, [blockwise], args)
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """``with on_tpu[form]():`` a kernel for TPU runs here, by an interpreter.
+
+    Splash is mapped over the batch, which the interpreter of TPU programs does not know: it has an older one.
+    """
+    monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
+    make = functools.partial(splash.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash, "make_splash_mha_single_device", make)
+    return {RetrievalForm.SPLASH: contextlib.nullcontext, RetrievalForm.PALLAS: pltpu.force_tpu_interpret_mode}
+
+
+KERNELS = [("float32", True, 1), ("float32", True, 130), ("float32", False, 130), ("bfloat16", True, 130)]
+
+
+@pytest.mark.parametrize("form", [RetrievalForm.SPLASH, RetrievalForm.PALLAS])
+@pytest.mark.parametrize("dtype, strict, time", KERNELS)
+def test_kernels(on_tpu, assert_same, normal, form, dtype, strict, time):
+    args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
+    with on_tpu[form]():
+        kernel = functools.partial(causal_retrieval, strict=strict, form=form)
+        assert_same(functools.partial(causal_definition, strict=strict), [kernel], args, dtype)
+
+
+@pytest.mark.parametrize("time, strict", [(300, True), (130, False)])
+def test_a_kernel_drops_the_same_weights(on_tpu, assert_same, normal, time, strict):
+    args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
+    common = {"strict": strict, "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    naive, pallas = (
+        functools.partial(causal_retrieval, form=form, **common) for form in (RetrievalForm.NAIVE, RetrievalForm.PALLAS)
+    )
+    with on_tpu[RetrievalForm.PALLAS]():
+        assert_same(naive, [pallas], args)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_cudnn_is_asked_for_causal_attention(monkeypatch, assert_same, normal, strict):
+    """There is no cuDNN here: XLA's attention takes its place, in all that is given to it."""
+    attend = jax.nn.dot_product_attention
+
+    def without_cudnn(*args, implementation, **kwargs):
+        assert implementation == "cudnn"
+        return attend(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
+    monkeypatch.setattr(retrieval_module, "platform", lambda: "gpu")
+    args = [normal(2, 130, 3, 8, seed=seed) for seed in range(3)]
+    form = functools.partial(causal_retrieval, strict=strict, form=RetrievalForm.CUDNN)
+    assert_same(functools.partial(causal_definition, strict=strict), [form], args, "bfloat16")
+    with pytest.raises(ValueError, match="takes bfloat16"):
+        form(*args)
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, rate, time, form",
+    [
+        ("cpu", "float32", 0.1, 128, RetrievalForm.NAIVE),
+        ("cpu", "float32", 0.1, 129, RetrievalForm.BLOCKWISE),
+        ("gpu", "float32", 0.0, 512, RetrievalForm.BLOCKWISE),
+        ("gpu", "bfloat16", 0.0, 512, RetrievalForm.CUDNN),
+        ("gpu", "bfloat16", 0.1, 512, RetrievalForm.BLOCKWISE),
+        ("tpu", "float32", 0.0, 512, RetrievalForm.SPLASH),
+        ("tpu", "bfloat16", 0.1, 512, RetrievalForm.PALLAS),
+    ],
+)
+def test_what_auto_stands_for(monkeypatch, platform, dtype, rate, time, form):
+    monkeypatch.setattr(retrieval_module, "platform", lambda: platform)
+    assert retrieval_module.quickest_form(jnp.zeros((1, time, 2, 64), dtype), rate) is form
+
+
+@pytest.mark.parametrize("form", [RetrievalForm.SPLASH, RetrievalForm.PALLAS, RetrievalForm.CUDNN])
+def test_kernels_are_compiled_for_their_device(monkeypatch, form):
+    """As far as that goes without the device: to its kernels, forward and backward."""
+    device, calls = ("cuda", "__cudnn$fmha") if form is RetrievalForm.CUDNN else ("tpu", "tpu_custom_call")
+    monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.NEEDS[form])
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
+    array = jax.ShapeDtypeStruct((2, 500, 4, 64), jnp.bfloat16)
+    rate = RATE if form is RetrievalForm.PALLAS else 0.0
+
+    def total(*arrays):
+        answers = causal_retrieval(*arrays, form=form, dropout_rate=rate, dropout_seed=jnp.uint32(7))
+        return jnp.sum(answers.astype(jnp.float32))
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    text = step.trace(array, array, array).lower(lowering_platforms=(device,)).as_text()
+    assert text.count(f"@{calls}") >= 2
+
+
+def test_kernels_are_refused_where_they_cannot_run(monkeypatch, normal):
+    args = [normal(1, 4, 1, 8, seed=seed) for seed in range(3)]
+    with pytest.raises(UserError, match="retrieval=splash is a kernel for tpu, and this is cpu: choose auto"):
+        causal_retrieval(*args, form=RetrievalForm.SPLASH)
+    monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
+    with pytest.raises(UserError, match="retrieval=splash cannot drop weights"):
+        causal_retrieval(*args, form=RetrievalForm.SPLASH, dropout_rate=RATE, dropout_seed=jnp.uint32(7))
 
 
 @pytest.mark.parametrize("form", FORMS)
