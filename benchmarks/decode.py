@@ -7,14 +7,7 @@ Weights are random, as speed does not depend on them. Medians of 5 after 2. Two 
 values, and the mosaic run over its whole context again for each token, as the authors' code does.
 """
 
-import json
-import os
-import pathlib
-import platform
 import statistics
-import subprocess
-import time
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,17 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks.common import REPEATS, report, timed
 from experiments import entry
 from mosaics_jax.inference import Sampling, decodable, decoder
 from mosaics_jax.inference.memories import remember
 from mosaics_jax.inference.sampling import prompt_keys
 from mosaics_jax.models import GPT2, GPT2Config, LanguageModel, MemoryMosaic, MosaicConfig
 from mosaics_jax.shapes import Array, Params
+from mosaics_jax.training.progress import say
 
-OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
-REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after 2 that are not", lower_bound=1)
 NEW = flags.DEFINE_integer("new_tokens", 200, "tokens generated in a run", lower_bound=1)
-WARM_UP = 2
 SIZE: dict[str, Any] = {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256}
 MODELS: dict[str, LanguageModel] = {
     "mosaic": MemoryMosaic(MosaicConfig(**SIZE, pmem_size=896)),
@@ -51,16 +43,11 @@ def main(argv: list[str]) -> None:
         params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
         for prompt_length in (FIRST_PROMPT, LAST_POSITION - NEW.value):
             rows.append({"model": name, "context": prompt_length + NEW.value, **decoding(model, params, prompt_length)})
-            show(rows)
+            say("  ".join(table(rows)[-1]))
         if name == "mosaic":
             rows.append({"model": "mosaic, whole context again", "context": WHOLE_CONTEXT, **whole(model, params)})
-            show(rows)
-    result = {"machine": machine(), "new_tokens": NEW.value, "repeats": REPEATS.value, "rows": rows}
-    print(json.dumps(result["machine"]))
-    if OUT.value:
-        path = pathlib.Path(OUT.value)
-        path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n")
-        path.with_suffix(".tmp").replace(path)
+            say("  ".join(table(rows)[-1]))
+    report(table(rows), {"new_tokens": NEW.value, "repeats": REPEATS.value, "rows": rows})
 
 
 def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[str, Any]:
@@ -72,7 +59,7 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
     def feed() -> None:
         keep[:] = jax.block_until_ready(remember(model, params, [prompt]))
 
-    feeding = timed(feed)
+    feeding = timed(feed, REPEATS.value)
 
     def draw() -> None:
         memory, logits_BV = jax.tree.map(jnp.copy, keep)
@@ -83,7 +70,7 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
         ):
             pass
 
-    return {"prompt_s": round(statistics.median(feeding), 4), **rates(NEW.value, timed(draw))}
+    return {"prompt_s": round(statistics.median(feeding), 4), **rates(NEW.value, timed(draw, REPEATS.value))}
 
 
 def whole(model: LanguageModel, params: Params) -> dict[str, Any]:
@@ -95,17 +82,7 @@ def whole(model: LanguageModel, params: Params) -> dict[str, Any]:
         return jnp.argmax(logits_BTV[0, -1])
 
     tokens_BT = jnp.zeros((1, WHOLE_CONTEXT), jnp.int32)
-    return rates(1, timed(lambda: jax.block_until_ready(next_token(params, tokens_BT))))
-
-
-def timed(run: Callable[[], Any]) -> list[float]:
-    """Seconds of each run after the warm-up."""
-    seconds = []
-    for _ in range(WARM_UP + REPEATS.value):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds[WARM_UP:]
+    return rates(1, timed(lambda: jax.block_until_ready(next_token(params, tokens_BT)), REPEATS.value))
 
 
 def rates(tokens: int, seconds: list[float]) -> dict[str, float]:
@@ -115,41 +92,14 @@ def rates(tokens: int, seconds: list[float]) -> dict[str, float]:
     return {"tokens_per_s": median, "least": least, "most": most}
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the newest row, under a heading if it is the first."""
-    line = "{:30} {:>8} {:>10} {:>10} {:>16}"
-    if len(rows) == 1:
-        print(line.format("model", "context", "prompt, s", "tokens/s", "least .. most"))
-    row = rows[-1]
-    span = f"{row['least']:,.0f} .. {row['most']:,.0f}"
-    prompt = f"{row['prompt_s']:.3f}" if "prompt_s" in row else ""
-    print(line.format(row["model"], row["context"], prompt, f"{row['tokens_per_s']:,.0f}", span), flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code, and which code it was."""
-    names = [line.split(":", 1)[1].strip() for line in _read("/proc/cpuinfo").splitlines() if "model name" in line]
-    root = pathlib.Path(__file__).parent
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "commit": commit + ("+changes" if changed else ""),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _read(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text()
-    except OSError:
-        return ""
+def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A line for each row, under a heading."""
+    lines = [("model", "context", "prompt, s", "tokens/s", "least .. most")]
+    for row in rows:
+        prompt = f"{row['prompt_s']:.3f}" if "prompt_s" in row else ""
+        span = f"{row['least']:,.0f} .. {row['most']:,.0f}"
+        lines.append((row["model"], f"{row['context']:,}", prompt, f"{row['tokens_per_s']:,.0f}", span))
+    return lines
 
 
 if __name__ == "__main__":

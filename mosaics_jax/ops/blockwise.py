@@ -6,7 +6,6 @@ these, all before the group need no mask, and only its own share is computed to 
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,13 @@ from jax import lax
 
 from mosaics_jax.ops.dropout_mask import keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.ops.platform import platform
+from mosaics_jax.ops.platform import one_cpu_device
 from mosaics_jax.shapes import Array
 
 BLOCK = 128  # queries whose weights are held at a time
 GROUPS = 8  # of blocks; compiled code grows with it, and wasted weights shrink
 LANES = 16  # blocks are a multiple of this, for vector instructions
-CACHED = 2**19  # weights that fit a CPU core's cache: so many sequences are taken at a time
+CACHED = 2**18  # weights that fit a CPU core's cache: so many heads of sequences are taken at a time
 NEVER = -1e30  # a score that exp sends to 0 without the NaN of inf - inf
 
 Sums = tuple[Array, Array, Array]  # the largest score of each query, its summed weights, its weighted values
@@ -194,28 +193,19 @@ def _merge(x: Array, axis: int) -> Array:
 
 
 def _over_sequences(function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
-    """``function`` of arrays (B, H, T, ...), some sequences at a time, with T padded to whole blocks."""
+    """``function`` of arrays (B, H, T, ...) with T padded to whole blocks; on a CPU, of some heads at a time."""
     batch, heads, time = arrays[0].shape[:3]
     padding = -time % _block_size(time)
     arrays = tuple(jnp.pad(a, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (a.ndim - 3)) for a in arrays)
-    count = _sequences_at_a_time(batch, heads * min(time, BLOCK) * time)
-    if count == batch:
+    if not one_cpu_device():
         outputs = function(*arrays)
-    else:
-        # Row i of each part: parts of a batch that is spread over devices stay where they are.
-        parts = tuple(jnp.swapaxes(a.reshape(count, -1, *a.shape[1:]), 0, 1) for a in arrays)
-        outputs = lax.map(lambda chunk: function(*chunk), parts)
-        outputs = jax.tree.map(lambda a: _merge(jnp.swapaxes(a, 0, 1), 0), outputs)
-    return tuple(a[:, :, :time] for a in outputs)
-
-
-def _sequences_at_a_time(batch: int, weights: int) -> int:
-    """As many as fit the cache of a CPU core, all elsewhere; on a mesh, as many as leave each device its own."""
-    if platform() != "cpu":
-        return batch
-    devices = math.gcd(batch, max(1, jax.sharding.get_abstract_mesh().size))
-    wanted = max(devices, CACHED // weights)
-    return next(n for n in range(min(wanted, batch), 0, -1) if batch % n == 0 and n % devices == 0)
+        return tuple(a[:, :, :time] for a in outputs)
+    rows = batch * heads
+    most = max(1, CACHED // (min(time, BLOCK) * time))
+    count = next(n for n in range(min(most, rows), 0, -1) if rows % n == 0)
+    parts = tuple(a.reshape(-1, count, 1, *a.shape[2:]) for a in arrays)
+    outputs = lax.map(lambda part: function(*part), parts)
+    return tuple(a.reshape(batch, heads, *a.shape[3:])[:, :, :time] for a in outputs)
 
 
 blockwise_retrieval.defvjp(_forward, _backward)

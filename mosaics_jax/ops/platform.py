@@ -17,6 +17,12 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def one_cpu_device() -> bool:
+    """Whether nothing is split among devices, and loops over what a core's cache holds are worth their while."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return platform() == "cpu" and (mesh.empty or mesh.size == 1)
+
+
 def per_device(function: Callable[..., Array], *arrays: Array, names: Sequence[Sequence[str | None]]) -> Array:
     """``function(*arrays)``, each device computing with its own part: for kernels, which XLA cannot split.
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.ops.platform import platform
+from mosaics_jax.ops.platform import one_cpu_device, platform
 from mosaics_jax.ops.retrieval import RetrievalForm
 from mosaics_jax.shapes import Array
 
@@ -37,7 +37,7 @@ def slot_retrieval(
             _slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks
         ]
     else:
-        answers = [_slots_blockwise(dropout_rate, queries_BTHD, *bank) for bank in banks]
+        answers = [_slots_over_heads(dropout_rate, queries_BTHD, *bank) for bank in banks]
     return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
 
@@ -79,25 +79,34 @@ def _unfold(x: Array, batch: int, time: int) -> Array:
 
 def slot_rows() -> int:
     """Queries of one block: on CPU their weights should stay in cache, elsewhere fill the device."""
-    return 128 if platform() == "cpu" else 65536
+    return 512 if platform() == "cpu" else 65536
+
+
+def _slots_over_heads(rate: float, queries: Array, keys: Array, values: Array, seed: Array) -> Array:
+    """`_slots_blockwise`, of one head at a time where that makes the blocks of a cache larger."""
+    rows = row_numbers(*(queries.shape[i] for i in (0, 2, 1)))
+    if not one_cpu_device():
+        return _slots_blockwise(rate, queries, keys, values, seed, jnp.swapaxes(rows, 1, 2))
+
+    def head(one: tuple[Array, ...]) -> Array:
+        queries, keys, values, rows = one
+        return _slots_blockwise(rate, queries[:, :, None], keys[None], values[None], seed, rows[:, :, None])[:, :, 0]
+
+    answers = lax.map(head, (jnp.moveaxis(queries, 2, 0), keys, values, jnp.moveaxis(rows, 1, 0)))
+    return jnp.moveaxis(answers, 0, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array) -> Array:
-    return _slots_forward(rate, queries, keys, values, seed)[0]
+def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array, rows: Array) -> Array:
+    return _slots_forward(rate, queries, keys, values, seed, rows)[0]
 
 
 def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
     return keep_mask(seed, rows[..., None], jnp.arange(slots), rate)
 
 
-def _slot_rows_numbered(queries: Array) -> Array:
-    batch, time, heads, _ = queries.shape
-    return _fold(jnp.swapaxes(row_numbers(batch, heads, time), 1, 2))
-
-
 def _slots_forward(
-    rate: float, queries: Array, keys: Array, values: Array, seed: Array
+    rate: float, queries: Array, keys: Array, values: Array, seed: Array, rows: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     dtype = accumulation_dtype(queries)
 
@@ -112,13 +121,13 @@ def _slots_forward(
         answer = jnp.einsum("hqm,hmd->hqd", weights.astype(values.dtype), values, preferred_element_type=dtype)
         return None, ((answer / total[..., None]).astype(values.dtype), top + jnp.log(total))
 
-    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _slot_rows_numbered(queries)))
+    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _fold(rows)))
     answers = _unfold(answers, *queries.shape[:2])
-    return answers, (queries, keys, values, seed, answers, log_total)
+    return answers, (queries, keys, values, seed, rows, answers, log_total)
 
 
-def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
-    queries, keys, values, seed, answers, log_total = saved
+def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None, None]:
+    queries, keys, values, seed, rows, answers, log_total = saved
     dtype = accumulation_dtype(queries)
     inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=dtype)
 
@@ -140,10 +149,10 @@ def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> t
         return (dkeys, dvalues), jnp.einsum("hqm,hmd->hqd", dscores, keys)
 
     zero_HDM = jnp.zeros(jnp.swapaxes(keys, 1, 2).shape, dtype)
-    xs = (_fold(queries), _fold(gradient), _slot_rows_numbered(queries), log_total, _fold(inner))
+    xs = (_fold(queries), _fold(gradient), _fold(rows), log_total, _fold(inner))
     (dkeys, dvalues), dqueries = lax.scan(block, (zero_HDM, zero_HDM), xs)
     dkeys, dvalues = (jnp.swapaxes(d, 1, 2).astype(keys.dtype) for d in (dkeys, dvalues))
-    return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues, None
+    return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues, None, None
 
 
 _slots_blockwise.defvjp(_slots_forward, _slots_backward)

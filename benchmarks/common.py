@@ -1,0 +1,85 @@
+"""What the benchmarks share: timing, peak memory, the machine, tables and their JSON."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import results
+from mosaics_jax.data import staging
+
+OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
+REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after 2 that are not", lower_bound=1)
+WARM_UP = 2
+
+
+def timed(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each of ``repeats`` runs, after the warm-up."""
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return seconds[WARM_UP:]
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median_s": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
+
+
+def in_its_own_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """``function(*args)`` in a fresh Python, with ``peak_mib``, the most memory that it had. Ends with its failure."""
+    reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_measured, args=(writer, function, args))
+    process.start()
+    writer.close()
+    try:
+        return reader.recv()
+    except EOFError:
+        process.join()
+        sys.exit(f"{function.__name__}{args} ended with status {process.exitcode}")
+    finally:
+        process.join()
+
+
+def _measured(writer: Any, function: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:
+    found = function(*args)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    found["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    writer.send(found)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code, and which code it was. Starts JAX."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    return {
+        **results.machine(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "commit": commit + ("+changes" if changed else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def report(rows: Sequence[Sequence[str]], figures: dict[str, Any]) -> None:
+    """Prints the table and the machine, and writes ``figures`` with them to --out."""
+    print("\n" + results.aligned(rows))
+    where = machine()
+    print(json.dumps(where), flush=True)
+    if OUT.value:
+        staging.write_file(
+            pathlib.Path(OUT.value), (json.dumps({"machine": where, **figures}, indent=1) + "\n").encode()
+        )
