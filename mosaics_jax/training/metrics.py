@@ -20,8 +20,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; none if there is no file.
 
     A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and values. Kinds: ``train``, one
-    for every step (loss, grad_norm, learning_rate, seconds it took); ``eval``; ``sample`` (text); ``time`` (seconds
-    that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
+    for every step (loss, grad_norm, learning_rate, seconds it took); ``skipped``, instead of it for a step that was
+    skipped (loss and grad_norm if they are finite, skipped: steps so far); ``eval``; ``sample`` (text); ``time``
+    (seconds that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
     """
     path = pathlib.Path(path)
     path = path / FILE_NAME if path.is_dir() else path
