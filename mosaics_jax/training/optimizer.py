@@ -1,6 +1,7 @@
 """AdamW as the published runs used it: linear warm-up, a schedule of decay, clipping, weight decay of matrices only."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,8 +39,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm", "skip_spikes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

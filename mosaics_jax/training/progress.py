@@ -84,7 +84,8 @@ class Progress:
         self.drain()
         result = work(*arguments)
         seconds = self._lap()
-        self._writer.write(step, "time", {what: seconds})
+        # Not for TensorBoard: a run that is killed goes on after this step, whose points are on the disk already.
+        self._writer.write(step, "time", {what: seconds}, board=False)
         say(f"step {step}/{self._steps}  {what} took {seconds:.2f} s")
         return result
 

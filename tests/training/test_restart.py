@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import board
 from mosaics_jax.errors import UserError
 from mosaics_jax.training import Interrupted, loop, train
 from mosaics_jax.training.metrics import read_metrics
@@ -91,6 +92,11 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
 
     assert losses(workdir, "train") == losses(finished[0], "train")
     assert losses(workdir, "eval") == losses(finished[0], "eval")
+
+    def shown(directory):
+        return {tag: line for tag, line in board.points(directory).items() if tag != "train/seconds"}
+
+    assert shown(workdir) == shown(finished[0])
 
 
 STUCK = """
