@@ -5,8 +5,9 @@
 Kills `babistories` at random moments and while it writes a checkpoint, and `prepare_text` while it works; spoils files
 of checkpoints; fills the disk; kills one process of two; feeds NaN. After each fault the same command goes on, and at
 the end parameters, metrics and TensorBoard points must be, bit for bit, those of a run that nothing disturbed. Prints a
-line a fault, and counts; --out takes these as JSON and Markdown. The disk that fills up is a small tmpfs, for which
-`unshare` needs root; where it may not, a limit on the size of files takes its place. 15 minutes on 2 CPU cores.
+line a fault, and counts; --out takes these as JSON and Markdown. If it is stopped, the same command goes on with the
+phase that it was in. The disk that fills up is a small tmpfs, for which `unshare` needs root; where it may not, a limit
+on the size of files takes its place. 15 minutes on 2 CPU cores that have nothing else to do.
 """
 
 import json
@@ -42,11 +43,12 @@ from mosaics_jax.training import load_params
 from mosaics_jax.training.checkpoint_files import steps_in
 from mosaics_jax.training.metrics import read_metrics
 
-WORKDIR = flags.DEFINE_string("workdir", None, "directory for all runs; its old content goes")
+WORKDIR = flags.DEFINE_string("workdir", None, "directory for all runs; a campaign that was stopped goes on there")
 KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs in all, two processes aside", lower_bound=3)
 SEED = flags.DEFINE_integer("seed", 0, "of the moments at which something is done")
 OUT = flags.DEFINE_string("out", None, "file for the counts, less .json and .md")
 
+STATE = "campaign.json"
 STEPS = 300
 TRAIN = [
     "--flagfile=experiments/flags/smoke.flags",
@@ -75,21 +77,19 @@ def main(argv: list[str]) -> int:
     if not WORKDIR.value:
         raise UserError("--workdir is needed: a directory for all runs")
     workdir = pathlib.Path(WORKDIR.value).absolute()
-    if workdir.exists() and any(workdir.iterdir()) and not (workdir / "faults.log").exists():
+    if workdir.exists() and any(workdir.iterdir()) and not (workdir / STATE).exists():
         raise UserError(f"--workdir={workdir} holds something else: choose another")
-    shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True)
-    (workdir / "faults.log").touch()
-    began = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(workdir, random.Random(SEED.value))
     preparing = max(1, KILLS.value // 6)
-    campaign.kill_preparation(preparing)
-    campaign.kill_training(KILLS.value - preparing)
-    campaign.damage()
-    campaign.fill_the_disk()
-    campaign.kill_one_of_two(min(4, KILLS.value))
-    campaign.feed_nan()
-    return campaign.report(time.monotonic() - began)
+    campaign.phase(campaign.run_undisturbed)
+    campaign.phase(campaign.kill_preparation, preparing)
+    campaign.phase(campaign.kill_training, KILLS.value - preparing)
+    campaign.phase(campaign.damage)
+    campaign.phase(campaign.fill_the_disk)
+    campaign.phase(campaign.kill_one_of_two, 3)
+    campaign.phase(campaign.feed_nan)
+    return campaign.report()
 
 
 def train_command(workdir: pathlib.Path, run: pathlib.Path) -> list[str]:
@@ -110,19 +110,38 @@ class Campaign:
 
     def __init__(self, workdir: pathlib.Path, moments: random.Random):
         self._workdir, self._moments = workdir, moments
-        self._counts: dict[str, list[int]] = {}  # fault -> how often, how often all was well
-        self._complaints: list[str] = []
+        state = json.loads((workdir / STATE).read_text()) if (workdir / STATE).exists() else {}
+        self._done: list[str] = state.get("done", [])  # phases
+        self._seconds: float = state.get("seconds", 0.0)
+        self._counts: dict[str, list[int]] = state.get("counts", {})  # fault -> how often, how often all was well
+        self._complaints: list[str] = state.get("complaints", [])
+        self._lengths: dict[str, float] = state.get("lengths", {})  # seconds of what nothing disturbs
         self._means = "tmpfs" if self._can_mount() else "limit on file sizes"
+        self._reference = workdir / "undisturbed"
+
+    def phase(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Calls ``work``, unless the campaign did so before it was stopped, and notes that it is done."""
+        if work.__name__ in self._done:
+            return
+        began = time.monotonic()
+        work(*arguments)
+        self._seconds += time.monotonic() - began
+        self._done.append(work.__name__)
+        names = ("done", "seconds", "counts", "complaints", "lengths")
+        state = {name: getattr(self, f"_{name}") for name in names}
+        staging.write_file(self._workdir / STATE, json.dumps(state).encode())
+
+    def run_undisturbed(self) -> None:
+        workdir = self._workdir
         write_corpus(workdir / "train.txt", seed=1, count=3000)
         write_corpus(workdir / "valid.txt", seed=2, count=60)
-        self._prepare_seconds = self._undisturbed(
+        self._lengths["preparing"] = self._undisturbed(
             prepare_command(workdir / "train.txt", workdir / "train", "--vocab_size=512")
         )
         self._undisturbed(prepare_command(workdir / "valid.txt", workdir / "valid", f"--tokenizer={workdir / 'train'}"))
-        self._reference = workdir / "undisturbed"
         self._undisturbed(train_command(workdir, workdir / "compiling"))
-        self._train_seconds = self._undisturbed(train_command(workdir, self._reference))
-        say(f"undisturbed: training {self._train_seconds:.1f} s, preparing text {self._prepare_seconds:.1f} s")
+        self._lengths["training"] = self._undisturbed(train_command(workdir, self._reference))
+        say(", ".join(f"undisturbed {what}: {seconds:.1f} s" for what, seconds in self._lengths.items()))
 
     # Processes.
 
@@ -156,7 +175,7 @@ class Campaign:
 
     def _can_mount(self) -> bool:
         disk = self._workdir / "disk"
-        disk.mkdir()
+        disk.mkdir(exist_ok=True)
         command = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
         try:
             return subprocess.run(command, capture_output=True).returncode == 0
@@ -182,7 +201,7 @@ class Campaign:
         wrong = [] if status == expected else [f"exit status {status} instead of {expected}: {output[-300:]}"]
         if "Traceback" in output:
             wrong.append(f"a traceback: {output[-1000:]}")
-        if "devices: " in output and before and f"restored step {before} of {STEPS}" not in output:
+        if "devices: " in output and before and f"restored step {before} of " not in output:
             wrong.append(f"step {before} was not restored")
         return wrong
 
@@ -222,7 +241,7 @@ class Campaign:
             if killed % 2:
                 self._wait_for_writing(process, run)
             else:
-                wait(process, self._moments.uniform(0, 0.9 * self._train_seconds))
+                wait(process, self._moments.uniform(0, 0.9 * self._lengths["training"]))
             if process.poll() is not None:  # it was quicker, and is finished
                 self._undone(run)
                 number += 1
@@ -259,7 +278,7 @@ class Campaign:
         out = self._workdir / "prepared"
         command = prepare_command(self._workdir / "train.txt", out, "--vocab_size=512")
         for _ in range(kills):
-            moment = self._moments.uniform(0.1, 0.9) * self._prepare_seconds
+            moment = self._moments.uniform(0.1, 0.9) * self._lengths["preparing"]
             process = self._start(command)
             wait(process, moment)
             process.kill()  # alone: its workers have to see that it is gone
@@ -288,6 +307,7 @@ class Campaign:
     def damage(self) -> None:
         for name, spoil in DAMAGE.items():
             run = self._workdir / f"damaged-{name.replace(' ', '-')}"
+            shutil.rmtree(run, ignore_errors=True)
             shutil.copytree(self._reference, run)
             checkpoint = run / "mosaic" / "checkpoints" / str(STEPS)
             spoil(checkpoint)
@@ -354,19 +374,22 @@ class Campaign:
     def kill_one_of_two(self, kills: int) -> None:
         def pair(run: pathlib.Path) -> list[str]:
             launcher = [sys.executable, "-m", "launch.local", "--processes=2", "--devices=1", "--grace=3", "--"]
-            return [*launcher, *train_command(self._workdir, run)]
+            return [*launcher, *train_command(self._workdir, run), "--steps=90"]
 
         reference, run = self._workdir / "pair", self._workdir / "pair-killed"
-        began = time.monotonic()
         status, output = self._end(pair(reference), compiled=False)
-        seconds = time.monotonic() - began
         if status:
             self._note(PAIR, "undisturbed", [output[-1000:]])
             return
         for _ in range(kills):
             before = newest(run)
             process = self._start(pair(run), compiled=False)
-            time.sleep(self._moments.uniform(0.4, 0.8) * seconds)
+            until = before + 15 * self._moments.randint(1, 2)  # the step of a checkpoint
+            while newest(run) < until and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(self._moments.uniform(0, 0.5))
+            if process.poll() is not None:  # it was quicker, and is finished
+                break
             children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             victim = self._moments.randrange(2)
             os.kill(int(children[victim]), signal.SIGKILL)
@@ -384,22 +407,23 @@ class Campaign:
         self._note("pair finished after kills", run.name, wrong)
 
     def feed_nan(self) -> None:
+        shutil.rmtree(self._workdir / "nan", ignore_errors=True)
         for what, wrong in nan_batch.cases(self._workdir / "nan"):
             self._note(NAN, what, wrong)
 
-    def report(self, seconds: float) -> int:
+    def report(self) -> int:
         rows = [("fault", "times", "as it should be"), *((name, *map(str, n)) for name, n in self._counts.items())]
         say("\n" + results.aligned(rows))
         kills = sum(self._counts.get(name, [0])[0] for name in (RANDOM, WRITING, PREPARING, PAIR))
         machine = results.machine()
-        summary = f"{kills} SIGKILLs; disk full by {self._means}; {seconds / 60:.0f} min on {machine['device']}"
+        summary = f"{kills} SIGKILLs; disk full by {self._means}; {self._seconds / 60:.0f} min on {machine['device']}"
         say(f"{summary}; {len(self._complaints)} complaints")
         for complaint in self._complaints:
             say(complaint)
         if OUT.value:
             found = {
                 "machine": {**machine, "date": time.strftime("%Y-%m-%d")},
-                "seconds": round(seconds),
+                "seconds": round(self._seconds),
                 "disk full by": self._means,
                 "faults": {name: {"times": n[0], "as it should be": n[1]} for name, n in self._counts.items()},
                 "complaints": self._complaints,
