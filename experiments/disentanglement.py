@@ -42,7 +42,9 @@ def main(argv: list[str]) -> None:
     try:
         counts = [int(text) for text in COUNTS.value]
     except ValueError:
-        raise UserError(f"--moon_counts={','.join(COUNTS.value)}: give numbers, e.g. 2,3") from None
+        counts = []
+    if not counts:
+        raise UserError(f"--moon_counts={','.join(COUNTS.value)}: give numbers, e.g. 2,3")
     loop, optimizer = entry.from_flags(LoopConfig), entry.from_flags(OptimizerConfig)
     # Every config is made, and so checked, before anything is trained.
     kinds = [

@@ -17,6 +17,7 @@ from mosaics_jax.training.stopping import Interrupted
 
 Config = TypeVar("Config")
 USER_ERROR_STATUS = 2
+FLAGS_ERROR = "flags: "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     def guarded(argv: list[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+            # ... and logs, traceback and all, what it raises too, which is told below in one line.
+            logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
         signal.signal(signal.SIGTERM, _terminated)
         try:
             if len(argv) > 1:
@@ -89,9 +92,18 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return 130
 
     try:
-        app.run(guarded)
+        app.run(guarded, flags_parser=parse)
     except BaseException as end:
         _leave(end)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags, and gives what is left. Ends the program with one line if one is wrong."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {FLAGS_ERROR}{' '.join(str(error).split())}; see --help", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
 
 
 def _leave(end: BaseException) -> NoReturn:

@@ -32,6 +32,9 @@ from mosaics_jax.inference import (
 from mosaics_jax.models import LanguageModel
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a run's directory, or the --workdir that holds it")
+WHICH = flags.DEFINE_enum(
+    "which", "newest", ["newest", "best"], "checkpoint of the run: the newest, or that of the least evaluation loss"
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "text to go on from; may be given several times")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with one prompt a line")
 BEAM = flags.DEFINE_integer("beam", 0, "search with this many hypotheses instead of sampling (0: sample)")
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> None:
     check_prompts(prompts)
     # Whoever reads the text may have enough of it (`| head`).
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    trained = load_trained(CHECKPOINT.value)
+    trained = load_trained(CHECKPOINT.value, WHICH.value)
     size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     say(f"{trained.run}: {type(trained.model).__name__}, {size:,} parameters, {trained.tokenizer.vocab_size:,} tokens")
     if prompts:

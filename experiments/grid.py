@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from experiments import results
+from experiments.entry import FLAGS_ERROR, USER_ERROR_STATUS
 from mosaics_jax.errors import UserError
 from mosaics_jax.training.progress import duration, say
 
@@ -187,9 +188,8 @@ def _ended(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[subprocess.P
 def _reason(job: Job, status: int) -> str:
     """Why a run failed, from the end of its log. Raises UserError if no run of the sweep can do better."""
     lines = [line for line in (job.workdir / LOG_NAME).read_text(errors="replace").splitlines() if line.strip()]
-    flag_errors = [line for line in lines[-5:] if "command line flag" in line or "flag --" in line]
-    if status == 1 and flag_errors:
-        raise UserError(f"{job.name}: {flag_errors[0].removeprefix('FATAL Flags parsing error:').strip()}")
+    if status == USER_ERROR_STATUS and lines and lines[-1].startswith(f"error: {FLAGS_ERROR}"):
+        raise UserError(f"{job.name}: {lines[-1].removeprefix('error: ')}")
     errors = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
     reason = [*lines, *errors][-1].removeprefix("error: ") if lines else "nothing was said"
     return f"{reason} (status {status}; {job.workdir / LOG_NAME})"

@@ -73,5 +73,5 @@ def run(command: Sequence[str], dry_run: bool, text: str | None = None) -> int:
         return 0
     try:
         return subprocess.run(command, input=text, text=True, check=False).returncode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter if PATH names a file
         fail(f"{command[0]} is not installed here, or not on PATH; see launch/README.md")

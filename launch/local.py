@@ -64,7 +64,12 @@ def supervise(commands: Sequence[Sequence[str]], environment: dict[str, str], gr
             if index not in statuses and (status := process.poll()) is not None:
                 statuses[index] = status if status >= 0 else 128 - status
                 deadline = min(deadline, time.monotonic() + grace)
-            elif time.monotonic() > deadline:
+                if status:
+                    how = (
+                        f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+                    )
+                    print(f"process {index} {how}", file=sys.stderr)
+            elif index not in statuses and time.monotonic() > deadline:
                 process.kill()
         time.sleep(0.05)
     return next((status for status in statuses.values() if status), 0)

@@ -22,10 +22,13 @@ class Trained(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_trained(checkpoint: str | os.PathLike) -> Trained:
-    """The newest whole checkpoint of a language model's run, found as ``load_params`` finds it. Raises UserError."""
+def load_trained(checkpoint: str | os.PathLike, which: str = "newest") -> Trained:
+    """A whole checkpoint of a language model's run, ``newest`` or ``best``, as ``load_params`` finds it.
+
+    Raises UserError if there is none.
+    """
     run = find_run(checkpoint)
-    params, config = load_params(run), load_config(run)
+    params, config = load_params(run, which), load_config(run, which)
     try:
         task = config["task"]
         model = build_language_model(task["model"], task["model_config"])

@@ -23,7 +23,7 @@ from mosaics_jax.training.metrics import FILE_NAME, RECORD_FIELDS, MetricsWriter
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import Progress, say
 from mosaics_jax.training.state import Task, TrainState, all_finite, count_parameters, make_trainer, parameter_table
-from mosaics_jax.training.stopping import Diverged, Interrupted, StopSignals
+from mosaics_jax.training.stopping import SAVE, Diverged, Interrupted, StopSignals
 from mosaics_jax.training.workdir import check_workdir, held
 
 LOSS_WINDOW = 100  # steps at the end of a run whose mean is its training loss
@@ -39,7 +39,9 @@ class LoopConfig:
     sample_every: int = setting(500, "steps between samples (0: only at the end)")
     checkpoint_every: int = setting(500, "steps between checkpoints (0: only at the end)")
     log_every: int = setting(50, "steps between progress lines and TensorBoard points")
+    checkpoint_every_minutes: float = setting(0.0, "minutes without a checkpoint after which there is one (0: never)")
     keep_checkpoints: int = setting(2, "checkpoints to keep, the newest")
+    keep_every_minutes: float = setting(0.0, "of older ones, keep the first and one in so many minutes (0: none)")
     seed: int = setting(0, "seed of initialisation and dropout")
     mesh: str = setting(
         "data:-1", "devices by axis: data, fsdp, tensor, sequence; -1 is the rest; e.g. fsdp:4,tensor:-1"
@@ -102,7 +104,7 @@ def train(
             return result_of(workdir, task, state)
         state = trainer.init() if state is None else state
         signals = stack.enter_context(StopSignals())
-        checkpoints = CheckpointWriter(workdir, config, loop_config.keep_checkpoints)
+        checkpoints = CheckpointWriter(workdir, config, loop_config.keep_checkpoints, loop_config.keep_every_minutes)
         stack.callback(checkpoints.close)
         checkpoints.check_room(trainer.abstract)
         metrics = MetricsWriter(workdir, start)
@@ -121,6 +123,19 @@ def train(
             metrics.flush()
             checkpoints.save(state, data)
 
+        def evaluated(step: int, params: Params) -> dict[str, float]:
+            found = {name: float(value) for name, value in task.evaluate(params).items()}  # type: ignore[misc]
+            checkpoints.save_best(step, params, found)
+            return found
+
+        def overdue() -> bool:
+            return 0 < loop_config.checkpoint_every_minutes <= checkpoints.minutes_since_save()
+
+        def interrupted(stop: str, step: int) -> Interrupted:
+            return Interrupted(
+                f"{stop}: stopped after step {step}, which is saved; the same command goes on from there"
+            )
+
         # Step.
         for step in range(start + 1, steps + 1):
             if loop_config.profile_steps and step == loop_config.profile_start:
@@ -133,17 +148,18 @@ def train(
                 profile.close()
 
             if task.evaluate and due(step, loop_config.eval_every):
-                progress.evaluated(step, progress.timed(step, "evaluation", task.evaluate, state.params))
+                progress.evaluated(step, progress.timed(step, "evaluation", evaluated, step, state.params))
             if task.sample and due(step, loop_config.sample_every):
                 progress.sampled(step, progress.timed(step, "sample", task.sample, state.params))
-            stop = signals.seen()
-            if stop or due(step, loop_config.checkpoint_every):
+            order = signals.seen(overdue())
+            if order or due(step, loop_config.checkpoint_every):
                 progress.timed(step, "checkpoint", save, step, state)
-            if stop and step < steps:
+            if order not in (None, SAVE):
                 checkpoints.wait()
-                raise Interrupted(
-                    f"{stop}: stopped after step {step}, which is saved; the same command goes on from there"
-                )
+                raise interrupted(order, step)
+        checkpoints.wait()
+        if stop := signals.last():
+            raise interrupted(stop, steps)
     multihost_utils.sync_global_devices("the first process has closed its files")
     return result_of(workdir, task, state)
 

@@ -1,5 +1,6 @@
 """Metrics of a run: ``metrics.jsonl``, without gap or double however often the run was restarted, and TensorBoard."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,11 +9,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mosaics_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
+BOARD_SECONDS = 30  # that a point may take to be seen in TensorBoard
 RECORD_FIELDS = ("step", "kind", "time")  # of every record; its other fields are values
 
 
@@ -20,8 +24,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; none if there is no file.
 
     A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and values. Kinds: ``train``, one
-    for every step (loss, grad_norm, learning_rate, seconds it took); ``eval``; ``sample`` (text); ``time`` (seconds
-    that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
+    for every step (loss, grad_norm, learning_rate, seconds it took); ``skipped``, instead of it for a step that was
+    skipped (loss and grad_norm if they are finite, skipped: steps so far); ``eval``; ``sample`` (text); ``time``
+    (seconds that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
     """
     path = pathlib.Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -61,12 +66,7 @@ class MetricsWriter:
             replace_records(self._path, (record for record in records if record["step"] <= resume_step))
             # One write a line, so that a killed run leaves at most its last line unfinished.
             self._file = self._path.open("a", buffering=1, encoding="utf-8")
-            self._board = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"),
-                purge_step=resume_step + 1 if records else None,
-                filename_suffix=f".{resume_step}",  # the rest of the name is the time, in whole seconds
-                flush_secs=30,
-            )
+            self._board = Board(workdir / "tensorboard", resume_step, bool(records))
         except OSError as error:
             raise UserError(f"cannot write metrics in {workdir}: {error.strerror}") from error
 
@@ -77,22 +77,57 @@ class MetricsWriter:
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **values}) + "\n")
             for name, value in values.items() if board else ():
-                add = self._board.add_text if isinstance(value, str) else self._board.add_scalar
-                add(f"{kind}/{name}", value, step)
+                self._board.add(step, f"{kind}/{name}", value)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def flush(self) -> None:
         """Puts all records on the disk: to be called before a checkpoint claims that its steps are done."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._board.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was told before
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+
+
+class Board:
+    """A file of points for TensorBoard, written here and now.
+
+    tensorboardX's own SummaryWriter has a thread between, whose points are not on the disk after a ``flush``, and which
+    dies of a full disk and leaves the run waiting for it.
+    """
+
+    def __init__(self, directory: pathlib.Path, resume_step: int, resumed: bool):
+        directory.mkdir(exist_ok=True)
+        # The rest of the file's name is the time, in whole seconds.
+        self._events = EventsWriter(str(directory / "events"), f".{resume_step}")
+        self._flushed = time.monotonic()
+        if resumed:  # TensorBoard forgets the points of this and later steps in the files before
+            forget = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=forget))
+
+    def add(self, step: int, tag: str, value: float | str) -> None:
+        made = summary.text(tag, value) if isinstance(value, str) else summary.scalar(tag, value)
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=made))
+        if time.monotonic() > self._flushed + BOARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def replace_records(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:

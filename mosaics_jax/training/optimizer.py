@@ -1,6 +1,7 @@
 """AdamW as the published runs used it: linear warm-up, a schedule of decay, clipping, weight decay of matrices only."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import optax
 
 from mosaics_jax.settings import check_choices, setting
 from mosaics_jax.shapes import Array, Params
+from mosaics_jax.training.spikes import skip_spikes
 
 # Logical axes that stack equal parameters (scanned layers, an ensemble of seeds): no dimension of the tensor itself.
 STACKED_AXES = ("layers", "seeds")
@@ -29,18 +31,23 @@ class OptimizerConfig:
     epsilon: float = setting(1e-8, "AdamW's epsilon, added to the root of the second moment")
     bias_correction: bool = setting(True, "Adam's division of its means by 1 - beta^step, as published by its authors")
     clip_norm: float = setting(1.0, "largest global norm of the gradient (0: no clipping)")
+    skip_spikes: float = setting(
+        0.0, "skip a step if its gradient's norm is not finite, or above so many times its running median (0: never)"
+    )
     accumulate: int = setting(1, "micro-batches that one step sums its gradient over (saves memory)")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip_norm", "skip_spikes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.epsilon <= 0:
             raise ValueError(f"epsilon={self.epsilon} must be positive")
+        if 0 < self.skip_spikes <= 1:
+            raise ValueError(f"skip_spikes={self.skip_spikes} must be above 1, or 0 for none to be skipped")
         if self.accumulate < 1:
             raise ValueError(f"accumulate={self.accumulate} must be at least 1")
 
@@ -96,10 +103,14 @@ def decay_mask(boxed_params: Params) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, mask: Any) -> optax.GradientTransformation:
-    """Clipping, then AdamW with decay lr * weight_decay on the parameters that ``mask`` (see ``decay_mask``) marks."""
-    return optax.chain(
+    """Clipping, then AdamW with decay lr * weight_decay on the parameters that ``mask`` (see ``decay_mask``) marks.
+
+    With ``skip_spikes`` its state is a ``SpikeState``, and a skipped step counts for no schedule.
+    """
+    optimizer = optax.chain(
         clip_by_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
+    return skip_spikes(optimizer, config.skip_spikes) if config.skip_spikes else optimizer

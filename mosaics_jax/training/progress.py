@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 
 from mosaics_jax.training.metrics import MetricsWriter
+from mosaics_jax.training.spikes import LONGEST
 from mosaics_jax.training.stopping import Diverged
 
 Result = TypeVar("Result")
@@ -30,6 +31,7 @@ class Progress:
         self._pending: tuple[int, Any] | None = None
         self._made = self._began = time.perf_counter()
         self._mark: float | None = None  # when the last step ended; None before the first
+        self._skipped_in_a_row = 0
         self._seconds: list[float] = []  # of the steps since the last progress line
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -48,8 +50,12 @@ class Progress:
         on_host = jax.device_get(metrics)
         names = dict.fromkeys(("loss", "grad_norm", "learning_rate", *on_host))
         values = {name: float(on_host[name]) for name in names}
-        check_finite(step, values)
         seconds = self._lap()
+        if values.pop("spike", 0):
+            self._skip(step, values)
+            return
+        self._skipped_in_a_row = 0
+        check_finite(step, values)
         line = step % self._log_every == 0 or step == self._steps
         self._writer.write(step, "train", {**values, "seconds": seconds}, board=line)
         self._seconds.append(seconds)
@@ -57,12 +63,29 @@ class Progress:
             say(self._line(step, values))
             self._seconds.clear()
 
+    def _skip(self, step: int, values: dict[str, float]) -> None:
+        """Says and records a step that changed nothing. Raises Diverged after too many in a row."""
+        shown = {name: values[name] for name in ("loss", "grad_norm", "skipped")}
+        finite = {name: value for name, value in shown.items() if math.isfinite(value)}
+        self._writer.write(step, "skipped", finite)
+        say(
+            f"step {step}/{self._steps}  skipped: loss {values['loss']:.4f}  gradient {values['grad_norm']:.3g}  "
+            f"({values['skipped']:.0f} skipped so far)"
+        )
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == LONGEST:
+            raise Diverged(
+                f"{LONGEST} steps up to step {step} were skipped in a row: the run stops, earlier checkpoints are "
+                "kept; try a lower learning rate, or a larger skip_spikes"
+            )
+
     def timed(self, step: int, what: str, work: Callable[..., Result], *arguments: Any) -> Result:
         """Calls ``work`` once the steps are done; says and records how long it took, which counts for no step."""
         self.drain()
         result = work(*arguments)
         seconds = self._lap()
-        self._writer.write(step, "time", {what: seconds})
+        # Not for TensorBoard: a run that is killed goes on after this step, whose points are on the disk already.
+        self._writer.write(step, "time", {what: seconds}, board=False)
         say(f"step {step}/{self._steps}  {what} took {seconds:.2f} s")
         return result
 
@@ -94,6 +117,7 @@ class Progress:
         return (
             f"step {step}/{self._steps}  loss {values['loss']:.4f}  gradient {values['grad_norm']:.3g}  "
             f"lr {values['learning_rate']:.3g}  {tokens_per_s:,.0f} {self._unit}/s  {duration(left)} left"
+            + (f"  {values['skipped']:.0f} skipped" if values.get("skipped") else "")
         )
 
 

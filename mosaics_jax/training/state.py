@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import path_name, shardings_of
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
+from mosaics_jax.training.spikes import SpikeState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,8 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The update ``step(state, batch) -> (state, metrics)``.
 
-    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own, which may replace these.
+    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own, which may replace these. Where spikes
+    are skipped also ``skipped``, steps so far, and ``spike``, 1 if this is one of them and 0 if not.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -122,10 +124,14 @@ def make_step(
         mean_gradient = gradient if accumulate == 1 else accumulated
         (value, metrics), grads = mean_gradient(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates_made = state.step
+        if isinstance(state.opt_state, SpikeState):
+            updates_made = state.step - state.opt_state.skipped
+            metrics = {"skipped": opt_state.skipped, "spike": opt_state.skipped - state.opt_state.skipped} | metrics
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": learning_rate(state.step),
+            "learning_rate": learning_rate(updates_made),
         } | metrics
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key), metrics

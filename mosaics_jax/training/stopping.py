@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 
+SAVE = "save"  # what ``StopSignals.seen`` may say besides the name of a signal
+
 
 class Diverged(UserError):
     """A metric is NaN or infinite."""
@@ -28,7 +30,7 @@ class StopSignals:
 
     Schedulers send SIGTERM before they take a machine away, and Cloud TPU before it maintains one (Autocheckpoint).
     With several processes a signal to any of them stops all. Only the main thread can take signals: in another, this
-    process notes none.
+    process notes none. One that nobody asked for is passed on at the end to whoever took signals before.
 
     JAX's preemption service (``multihost_utils.reached_preemption_sync_point``) is not used, and ``experiments.entry``
     turns it off: its handler, which Python can neither call nor put back, swallows every SIGTERM until the process
@@ -36,6 +38,7 @@ class StopSignals:
     """
 
     received = 0  # the first signal's number
+    _told = False
     _agreed: jax.Array | None = None
 
     def __enter__(self) -> "StopSignals":
@@ -45,17 +48,21 @@ class StopSignals:
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+            self._listener.start()
             numbers = (signal.SIGTERM, signal.SIGINT)
             self._previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         if self._previous:
             for number, handler in self._previous.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None is a handler that Python cannot put back
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._writer)
+            self._listener.join()
+        if self.received and not self._told and error is None:
+            signal.raise_signal(self.received)
 
     def _listen(self, reader: int) -> None:
         with open(reader, "rb", buffering=0) as signals:
@@ -66,16 +73,27 @@ class StopSignals:
                     os._exit(128 + byte[0])
                 self.received = byte[0]
 
-    def seen(self) -> str | None:
-        """The signal that asks the run to stop, if any; to be called once after every step, under the mesh.
+    def seen(self, save: bool = False) -> str | None:
+        """The signal that asks the run to stop, if any, or SAVE where a process wishes to ``save``.
 
-        The same answer in all processes: with several, what they had agreed upon by the time of the call before.
+        To be called once after every step, under the mesh. The same answer in all processes: with several, what they
+        had agreed upon by the time of the call before.
         """
-        number = self.received
+        number = self.received or int(save)
         if jax.process_count() > 1:
             agreed, self._agreed = self._agreed, largest_of_all_processes(number)
             number = 0 if agreed is None else int(agreed)
-        return signal.Signals(number).name if number else None
+            if number:
+                self._agreed = None  # in which the wish would be heard again
+        return self._name(number)
+
+    def last(self) -> str | None:
+        """As ``seen``, but of this very call: waits for all processes. For the end of a run."""
+        return self._name(int(largest_of_all_processes(self.received)) if jax.process_count() > 1 else self.received)
+
+    def _name(self, number: int) -> str | None:
+        self._told = number > 1
+        return (SAVE if number == 1 else signal.Signals(number).name) if number else None
 
 
 def largest_of_all_processes(number: int) -> jax.Array:

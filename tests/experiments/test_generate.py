@@ -35,6 +35,7 @@ def save_run(directory, name, steps):
     for step in steps:
         params = init(jax.random.key(step))
         params["head"] *= 10 if name == "mosaic" else 50  # some tokens far likelier than others
+        writer.save_best(step, params, {"loss": float(step)})
         writer.save(TrainState(jnp.int32(step), params, {}, jax.random.key_data(jax.random.key(0))), data)
     writer.close()
     return directory
@@ -74,6 +75,7 @@ def call(workdir, tmp_path_factory):
         "typed broken": ([here, "--max_tokens=9"], "\udcff\nThe fox"),
         "beam": ([here, "--beam=3", "--max_tokens=9", "--prompt=The fox", "--prompt=Once upon"], ""),
         "file": ([here, cold, "--max_tokens=9", f"--prompt_file={directory / 'prompts.txt'}", "--prompt=One"], ""),
+        "best": ([here, cold, "--max_tokens=9", "--which=best", "--prompt=One", "--prompt=The fox"], ""),
         "seed 1": ([here, "--max_tokens=30", "--prompt=The fox", "--seed=1"], ""),
         "seed 2": ([here, "--max_tokens=30", "--prompt=The fox", "--seed=2"], ""),
         "gpt2": ([f"--checkpoint={workdir / 'gpt2'}", "--nostop_at_end", "--prompt=The fox"], ""),
@@ -109,9 +111,9 @@ def call(workdir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(workdir):
     """A function: prompts to what the command must print for them, greedily, 9 tokens each."""
-    trained = load_trained(workdir)
 
-    def texts(*prompts):
+    def texts(*prompts, which="newest"):
+        trained = load_trained(workdir, which)
         encoded = [trained.tokenizer.encode(prompt) for prompt in prompts]
         common = {"max_tokens": 9, "end": trained.tokenizer.end_of_text, "vocab_size": VOCABULARY}
         rows = generate(trained.model, trained.params, encoded, sampling=Sampling(temperature=0), **common)
@@ -125,6 +127,13 @@ def test_prompts_of_file_and_flags_together(call, expected):
     assert status == 0
     assert out == "\n\n".join(expected("One", "Once upon a time", "The fox")) + "\n"
     assert "mosaic: MemoryMosaic, " in err and "tokens/s after compilation" in err
+
+
+def test_the_best_checkpoint_instead_of_the_newest(call, expected):
+    status, out, _ = call("best")
+    assert status == 0
+    assert out == "\n\n".join(expected("One", "The fox", which="best")) + "\n"
+    assert out != "\n\n".join(expected("One", "The fox")) + "\n"
 
 
 def test_session_asks_until_the_end_of_input(call, expected):

@@ -136,7 +136,8 @@ open(workdir + "/started", "a").write("x")
 if settings["kind"] == "bad":
     sys.exit("error: it cannot be")
 if settings["kind"] == "flag":
-    sys.exit("FATAL Flags parsing error:\\n  Unknown command line flag 'kind'")
+    print("error: flags: Unknown command line flag 'kind'; see --help", file=sys.stderr)
+    sys.exit(2)
 time.sleep(600 if settings["kind"] == "slow" else 0)
 json.dump({"experiment": "x", "version": VERSION, "settings": settings}, open(workdir + "/results.json", "w"))
 """

@@ -22,18 +22,20 @@ PROCESS = "import os, signal, sys, time; first = sys.argv[3].endswith('=0')\n"
 
 
 @pytest.mark.parametrize(
-    ("program", "status"),
+    ("program", "status", "told"),
     [
-        ("sys.exit(0)", 0),
-        ("sys.exit(75)", 75),
-        ("sys.exit(3) if first else time.sleep(60)", 3),
-        ("os.kill(os.getpid(), signal.SIGKILL) if first else time.sleep(60)", 137),
-        ("sys.exit(0) if first else time.sleep(60)", 137),  # one that does not end is an error too
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(75)", 75, "process 1 ended with status 75"),
+        ("sys.exit(3) if first else time.sleep(60)", 3, "process 0 ended with status 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if first else time.sleep(60)", 137, "process 0 was ended by SIGKILL"),
+        # One that does not end is an error too.
+        ("sys.exit(0) if first else time.sleep(60)", 137, "process 1 was ended by SIGKILL"),
     ],
 )
-def test_exit_status_is_that_of_the_first_that_fails(program, status):
+def test_exit_status_is_that_of_the_first_that_fails(program, status, told):
     done = run("local", "--grace=0.5", "--", sys.executable, "-c", PROCESS + program)
     assert done.returncode == status, done.stderr
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -1,5 +1,6 @@
 """Reading checkpoints back: whole, damaged, half-copied, of another format, or not there."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -10,6 +11,7 @@ import pytest
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.training import load_config, load_params, train
+from mosaics_jax.training.checkpoint_files import measure
 from mosaics_jax.training.checkpoints import check_config
 from mosaics_jax.training.metrics import read_metrics
 
@@ -85,28 +87,47 @@ def test_no_whole_checkpoint_left(tiny, copied):
 
 def rewrite_meta(checkpoint, **changes):
     """Changes meta, and the list of files with it."""
-    from mosaics_jax.training.checkpoints import _measure
-
     path = checkpoint / "meta" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (checkpoint / "files.json").write_text(json.dumps(_measure(checkpoint)))
+    (checkpoint / "files.json").write_text(json.dumps(measure(checkpoint)))
 
 
 def test_another_format_is_refused(tiny, copied):
-    rewrite_meta(copied / "checkpoints" / "40", format=2)
-    with pytest.raises(UserError, match="has format 2, this program reads 1"):
+    rewrite_meta(copied / "checkpoints" / "40", format=3)
+    with pytest.raises(UserError, match="has format 3, this program reads up to 2"):
         train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
-    with pytest.raises(UserError, match="has format 2, this program reads 1"):
+    with pytest.raises(UserError, match="has format 3, this program reads up to 2"):
         load_config(copied)
 
 
-def test_another_number_of_processes_is_refused(tiny, copied):
-    data = copied / "checkpoints" / "40" / "data"
-    (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
-    shutil.copy(data / "process_0-of-2.json", data / "process_1-of-2.json")
-    rewrite_meta(copied / "checkpoints" / "40")
-    with pytest.raises(UserError, match="was saved by 2 processes, this run has 1"):
+def as_format_1(checkpoint, positions):
+    """Rewrites a checkpoint as the program before wrote it, in as many processes as there are positions."""
+    (checkpoint / "data" / "metadata").unlink()
+    for process, position in enumerate(positions):
+        path = checkpoint / "data" / f"process_{process}-of-{len(positions)}.json"
+        path.write_text(json.dumps({"next_index": position}))
+    config = load_config(checkpoint.parents[1])
+    del config["optimizer"]["skip_spikes"]
+    rewrite_meta(checkpoint, format=1, config=config)
+
+
+def test_format_1_goes_on_in_another_number_of_processes(finished, tiny, copied):
+    shutil.rmtree(copied / "checkpoints" / "40")
+    as_format_1(copied / "checkpoints" / "35", [35, 35])
+    result = train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    jax.tree.map(np.testing.assert_array_equal, result.params, finished[1].params)
+
+
+def test_format_1_with_positions_that_differ_is_refused(tiny, copied):
+    as_format_1(copied / "checkpoints" / "40", [40, 41])
+    with pytest.raises(UserError, match=r"2 processes were at different places .* go on with the program"):
         train(copied, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+
+
+def test_a_new_setting_is_compared_with_format_1_too(tiny, copied):
+    as_format_1(copied / "checkpoints" / "40", [40])
+    with pytest.raises(UserError, match=r"skip_spikes: checkpoint has 0.0, this run has 5.0"):
+        train(copied, tiny.LOOP, dataclasses.replace(tiny.OPTIMIZER, skip_spikes=5.0), tiny.make_task())
 
 
 def test_parameters_of_another_shape_do_not_fit(tiny, copied):
@@ -159,20 +180,64 @@ def test_a_write_that_fails_in_the_background_is_told_and_loses_nothing(tiny, tm
     """As on a disk that fills up meanwhile: the operating system's error reaches the user as one line."""
     from mosaics_jax.training import checkpoints
 
-    measure = checkpoints._measure
-
     def fail_at_ten(directory):
         if directory.name.startswith("10."):
             raise OSError(28, "No space left on device")
         return measure(directory)
 
-    monkeypatch.setattr(checkpoints, "_measure", fail_at_ten)
+    monkeypatch.setattr(checkpoints, "measure", fail_at_ten)
     with pytest.raises(UserError, match=r"the checkpoint of step 10 could not be written in .*No space left on device"):
         train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
     monkeypatch.undo()
     assert "5" in [path.name for path in (tmp_path / "checkpoints").iterdir()]
     result = train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
     assert result.step == 40
+
+
+def test_the_best_is_kept_apart(tiny, tmp_path):
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}
+    seen = {}
+
+    def evaluate(params):
+        step = 10 * (len(seen) + 1)
+        seen[step] = jax.device_get(params)
+        return {"loss": losses[step], "accuracy": 0.5}
+
+    train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task(evaluate=evaluate))
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["20"]
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path, which="best"), seen[20])
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path), seen[40])
+    assert load_config(tmp_path, which="best") == load_config(tmp_path)
+
+
+@pytest.mark.parametrize(("kept", "new"), [(True, "20"), (False, "40")])
+def test_the_best_is_remembered_unless_it_is_damaged(kept, new, tiny, copied):
+    """Goes on after step 20, whose evaluation was the best, with worse ones."""
+    for step in ("35", "40"):
+        shutil.rmtree(copied / "checkpoints" / step)
+    shutil.move(copied / "best" / "40", copied / "best" / "20")
+    if not kept:
+        truncate(copied / "best" / "20")
+    task = tiny.make_task(evaluate=lambda params: {"loss": 100.0})
+    train(copied, tiny.LOOP, tiny.OPTIMIZER, task)
+    assert [path.name for path in (copied / "best").iterdir()] == [new]
+    assert (copied / "damaged" / "best" / "20").exists() != kept
+
+
+def test_runs_without_an_evaluation_have_no_best(tiny, copied):
+    shutil.rmtree(copied / "best")
+    with pytest.raises(UserError, match="best holds no finished checkpoint"):
+        load_params(copied, which="best")
+
+
+def test_by_minutes(tiny, tmp_path):
+    """Every step is later than a nanominute after the last; whatever is not kept for its time goes."""
+    loop = dataclasses.replace(tiny.LOOP, steps=6, checkpoint_every=0, checkpoint_every_minutes=1e-9)
+    task = tiny.make_task(evaluate=None, sample=None)
+    train(tmp_path / "all", dataclasses.replace(loop, keep_checkpoints=9), tiny.OPTIMIZER, task)
+    train(tmp_path / "newest", dataclasses.replace(loop, keep_every_minutes=60.0), tiny.OPTIMIZER, task)
+    names = [{path.name for path in (tmp_path / run / "checkpoints").iterdir()} for run in ("all", "newest")]
+    assert names == [{"1", "2", "3", "4", "5", "6"}, {"1", "4", "5", "6"}]
 
 
 def test_check_config_takes_what_json_makes_of_a_config():

@@ -35,6 +35,7 @@ def runs(finished, tmp_path_factory, request):
     assert done.returncode == 0, done.stderr
     assert "restored step 30 of 40" in done.stdout
     assert "hidden     8 x 16  float32    128  fsdp, tensor" in done.stdout
+    assert "8 to 4 to 1 to 8: every bit is kept" in done.stdout
     return directory
 
 

@@ -1,10 +1,9 @@
 """metrics.jsonl and TensorBoard over restarts."""
 
-import struct
-
 import pytest
 from tensorboardX.proto import event_pb2
 
+from benchmarks import board
 from mosaics_jax.errors import UserError
 from mosaics_jax.training.metrics import MetricsWriter, read_metrics
 
@@ -32,26 +31,28 @@ def test_a_restart_leaves_no_gap_and_no_double(tmp_path):
     assert all(record["time"] > 1e9 for record in records)
 
 
-def events(path):
-    """The events of a TensorBoard file: records of length (uint64), its checksum, the message, its checksum."""
-    data = path.read_bytes()
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        yield event_pb2.Event.FromString(data[12 : 12 + length])
-        data = data[16 + length :]
-
-
 def test_tensorboard_is_told_to_forget_the_steps_made_again(tmp_path):
     write(tmp_path, 0, range(1, 8))
     first = set((tmp_path / "tensorboard").iterdir())
     write(tmp_path, 5, range(6, 11))
     (path,) = set((tmp_path / "tensorboard").iterdir()) - first
-    found = list(events(path))
+    found = list(board.events(path))
     assert [event.step for event in found if event.session_log.status == event_pb2.SessionLog.START] == [6]
     points = [(event.step, value.tag) for event in found for value in event.summary.value]
     assert points == [
         (6, "train/loss"), (8, "train/loss"), (10, "train/loss"), (10, "eval/loss"), (10, "sample/text/text_summary"),
     ]  # fmt: skip
+
+
+def test_the_points_after_a_restart_and_of_a_record_cut_short(tmp_path):
+    write(tmp_path, 0, range(1, 8))
+    write(tmp_path, 5, range(6, 11))
+    newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.name.rpartition(".")[2])
+    newest.write_bytes(newest.read_bytes()[:-3])  # of the sample
+    assert board.points(tmp_path) == {
+        "train/loss": [(step, pytest.approx(1 / step)) for step in (2, 4, 6, 8, 10)],
+        "eval/loss": [(10, 0.5)],
+    }
 
 
 def test_reading(tmp_path):

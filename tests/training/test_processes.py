@@ -1,5 +1,6 @@
-"""Two processes train together, are stopped by a signal to one of them, and go on: the run of one process."""
+"""Two processes train together, are stopped by a signal to one of them; one goes on, then two: the run of one."""
 
+import dataclasses
 import pathlib
 import signal
 import socket
@@ -10,8 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mosaics_jax.errors import UserError
-from mosaics_jax.training import load_params, train
+from mosaics_jax.training import Interrupted, load_params, train
 from mosaics_jax.training.metrics import read_metrics
 
 PROGRAM = pathlib.Path(__file__).with_name("in_two_processes.py")
@@ -53,7 +53,7 @@ def finish(processes):
     return [process.returncode for process in processes], outputs
 
 
-def test_stopped_and_restarted_ends_the_same(start, finished, tiny, tmp_path):
+def test_two_processes_then_one_then_two_end_the_same(start, finished, tiny, tmp_path):
     workdir = tmp_path / "run"
     first, second = start(workdir)
     for line in first.stdout:
@@ -62,21 +62,29 @@ def test_stopped_and_restarted_ends_the_same(start, finished, tiny, tmp_path):
     second.send_signal(signal.SIGTERM)
     statuses, outputs = finish([first, second])
     assert statuses == [75, 75], outputs
-    (step,) = [path.name for path in (workdir / "checkpoints").iterdir()]
-    assert 0 < int(step) < 40
+    (step,) = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert 0 < step < 38
 
-    with pytest.raises(UserError, match="was saved by 2 processes, this run has 1"):
-        train(workdir, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+    def stop(params):
+        signal.raise_signal(signal.SIGTERM)
+        return "one step alone"
+
+    with pytest.raises(Interrupted, match=f"stopped after step {step + 1},"):
+        train(workdir, dataclasses.replace(tiny.LOOP, sample_every=1), tiny.OPTIMIZER, tiny.make_task(sample=stop))
+    alone = load_params(workdir)
 
     statuses, outputs = finish(start(workdir))
     assert statuses == [0, 0], outputs
-    assert f"restored step {step} of 40" in outputs[0]
+    assert f"restored step {step + 1} of 40" in outputs[0]
     assert "restored" not in outputs[1]  # the first process speaks for all
-    losses, alone = (
+    for params, name in ((alone, "restored.npz"), (load_params(workdir), "final.npz")):
+        with np.load(workdir / name) as noted:
+            jax.tree.map(np.testing.assert_array_equal, params, dict(noted))
+    losses, undisturbed = (
         [record["loss"] for record in read_metrics(directory) if record["kind"] == "train"]
         for directory in (workdir, finished[0])
     )
-    np.testing.assert_allclose(losses, alone, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(losses, undisturbed, rtol=1e-6, atol=1e-6)
     jax.tree.map(
         lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6),
         load_params(workdir),

@@ -1,5 +1,6 @@
 """A run killed again and again ends where the uninterrupted run ends, bit for bit."""
 
+import dataclasses
 import pathlib
 import random
 import signal
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import board
 from mosaics_jax.errors import UserError
-from mosaics_jax.training import loop, train
+from mosaics_jax.training import Interrupted, loop, train
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.stopping import StopSignals
 
@@ -91,6 +93,11 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
     assert losses(workdir, "train") == losses(finished[0], "train")
     assert losses(workdir, "eval") == losses(finished[0], "eval")
 
+    def shown(directory):
+        return {tag: line for tag, line in board.points(directory).items() if tag != "train/seconds"}
+
+    assert shown(workdir) == shown(finished[0])
+
 
 STUCK = """
 import ctypes
@@ -128,6 +135,23 @@ def test_signals_are_noted_and_handlers_put_back():
         assert signals.seen() == "SIGINT"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_that_nobody_asked_for_is_passed_on():
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_in_the_last_step_stops_what_comes_after_the_run(tiny, tmp_path):
+    loop_config = dataclasses.replace(tiny.LOOP, steps=3, sample_every=0)
+
+    def sample(params):
+        signal.raise_signal(signal.SIGTERM)
+        return "the end"
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped after step 3, which is saved"):
+        train(tmp_path, loop_config, tiny.OPTIMIZER, tiny.make_task(sample=sample))
+    assert train(tmp_path, loop_config, tiny.OPTIMIZER, tiny.make_task(sample=sample)).step == 3
 
 
 def test_a_work_directory_that_a_process_does_not_see_is_refused(tmp_path, monkeypatch):
