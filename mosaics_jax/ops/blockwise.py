@@ -17,6 +17,7 @@ from jax import lax
 
 from mosaics_jax.ops.dropout_mask import keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.platform import on_cpu
 from mosaics_jax.shapes import Array
 
 BLOCK = 128  # queries whose weights are held at a time
@@ -210,7 +211,7 @@ def _over_sequences(function: Callable[..., tuple[Array, ...]], *arrays: Array) 
 
 def _sequences_at_a_time(batch: int, weights: int) -> int:
     """As many as fit the cache of a CPU core, all elsewhere; on a mesh, as many as leave each device its own."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return batch
     devices = math.gcd(batch, max(1, jax.sharding.get_abstract_mesh().size))
     wanted = max(devices, CACHED // weights)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.platform import on_cpu
 from mosaics_jax.shapes import Array
 
 CHUNK = 64
@@ -46,7 +47,7 @@ def leaky_average(
     chex.assert_shape(state_BHD, (batch, heads, width))
     x_BTHD, rate_H, state_BHD = x_BTHD.astype(dtype), rate_H.astype(dtype), state_BHD.astype(dtype)
     if form is LeakyForm.AUTO:
-        form = LeakyForm.SCAN if jax.default_backend() == "cpu" else LeakyForm.CHUNKED
+        form = LeakyForm.SCAN if on_cpu() else LeakyForm.CHUNKED
     if time == 0:
         return x_BTHD
     if time == 1:
