@@ -97,7 +97,10 @@ class LanguageModel(nn.Module):
     def _embed(self, tokens_BT: Array, start_B: Array | None, train: bool) -> Array:
         # As jax arrays: parameters may be numpy's, and those cannot be indexed with traced tokens.
         tokens_BT = nn.with_logical_constraint(tokens_BT, ("batch", "time"))
-        x_BTC = jnp.asarray(self.embedding, self.config.dtype)[tokens_BT]
+        # Rows of the table whole: looked up in halves, they would be put together for the whole batch on each device.
+        table_VC = jnp.asarray(self.embedding, self.config.dtype)
+        table_VC = nn.with_logical_constraint(table_VC, ("activation_vocab", "activation_embed"))
+        x_BTC = table_VC[tokens_BT]
         if self.max_positions is not None:
             index = jnp.arange(tokens_BT.shape[1])
             index = index if start_B is None else start_B[:, None] + index

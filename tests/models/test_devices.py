@@ -14,8 +14,6 @@ def test_every_mesh_gives_the_gradients_of_one_device(request):
         command, env={"PYTHONPATH": str(root), "PATH": ""}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    equal = [line.split(":")[0] for line in done.stdout.splitlines() if "gradients equal" in line]
-    assert [equal.count(f"{model} {axis}") for model in ("library", "gpt2") for axis in ("tensor", "sequence")] == [
-        1
-    ] * 4
-    assert len(equal) == 15
+    equal = [line.partition(": ")[0] for line in done.stdout.splitlines() if "gradients equal" in line]
+    assert len(equal) == len(set(equal)) == 10
+    assert {"library sequence:8", "nano fsdp:2,tensor:2,sequence:2", "gpt2 sequence:8"} < set(equal)
