@@ -4,6 +4,8 @@ XLA would gather the whole sequence for a recurrence or for a loop over blocks o
 others need: the leaky average its last state, contextual retrieval its keys and values, a value its first position to
 the shard before. All else stays where it is. Dropped weights are those of one device, as every query keeps its number.
 
+Convolutions over time (`key_taps` above 1) are left to XLA, which gathers their inputs: right, but not split.
+
 Where time is whole, or rows or positions do not divide among the devices (a prompt, the batch of one that parameters
 are made with), each function is the op of the same name. Which mesh axes split what is said by the logical axis rules
 that are set (`training.mesh.RULES`).

@@ -29,7 +29,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("activation_embed", None),
     ("head", None),
     ("head_dim", None),
-    ("slots", None),
+    ("slots", "fsdp"),
     ("banks", None),
     ("norm", None),
     ("taps", None),

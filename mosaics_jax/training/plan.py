@@ -94,9 +94,10 @@ def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("a plan needs libtpu, the compiler for TPU, which runs on any machine: pip install 'jax[tpu]'")
-    # libtpu looks for the machine it is on, at length and aloud, unless told.
+    # libtpu looks for the machine it is on, at length and aloud, unless told; and it holds a lock, as if chips were used.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    os.environ.update({key: value for key, value in quiet.items() if key not in os.environ})
+    for key, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        os.environ.setdefault(key, value)
     jax.config.update("jax_platforms", "cpu")
     try:
         return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
@@ -182,7 +183,7 @@ def product_flops(jaxpr: Any) -> float:
         elif name == "scan":
             total += parameters["length"] * product_flops(inner[0])
         elif name == "shard_map":
-            copies = math.prod(parameters["mesh"].shape[axis] for axis in parameters["manual_axes"])
+            copies = parameters["mesh"].size  # every device runs it, on its own part
             total += copies * product_flops(inner[0])
         elif name == "cond":
             total += max(product_flops(branch.jaxpr) for branch in parameters["branches"])

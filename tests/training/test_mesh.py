@@ -90,7 +90,7 @@ def test_rules():
     assert axes("layers", "embed", "heads") == PartitionSpec(None, "fsdp", "tensor")
     assert axes("batch", "time", "activation_heads") == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
     assert axes("batch", "time", "activation_vocab") == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
-    assert axes("banks", "head", "slots", "head_dim") == PartitionSpec(None, None, None, None)
+    assert axes("banks", "heads", "slots", "head_dim") == PartitionSpec(None, "tensor", "fsdp", None)
 
 
 def boxed(shape, names):
