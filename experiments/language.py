@@ -16,10 +16,12 @@ from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.loss import loss_evaluator
 from mosaics_jax.inference import generate
 from mosaics_jax.models import LANGUAGE_MODELS
+from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.state import Task
 
+Loss = Callable[[Params, Batch, Array], tuple[Array, dict[str, Array]]]
 PROMPT_TOKENS, SAMPLE_TOKENS = 32, 160
 
 
@@ -58,15 +60,7 @@ def language_task(
         **processes,
     )
 
-    def init(key: Array) -> Params:
-        return model.init(key, jnp.zeros((1, text.context_length), jnp.int32))["params"]
-
-    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
-        mean, _ = model.apply(
-            {"params": params}, batch["inputs"], batch["targets"], True, rngs={"dropout": key}, method="loss"
-        )
-        return mean, {}
-
+    init, loss = training_functions(model, text.context_length)
     config = {
         "model": model_name,
         "model_config": dataclasses.asdict(model_config),
@@ -88,6 +82,26 @@ def language_task(
         evaluate=loss_evaluator(model, eval_data),
         sample=sample,
     )
+
+
+def training_functions(model: LanguageModel, context_length: int) -> tuple[Callable[[Array], Params], Loss]:
+    """``init`` and ``loss`` of a `Task` that predicts each next token of windows of ``context_length``."""
+
+    def init(key: Array) -> Params:
+        return model.init(key, jnp.zeros((1, context_length), jnp.int32))["params"]
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        shards = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
+        if context_length % shards:
+            raise UserError(
+                f"context_length={context_length} does not divide by mesh sequence:{shards}: take a multiple"
+            )
+        mean, _ = model.apply(
+            {"params": params}, batch["inputs"], batch["targets"], True, rngs={"dropout": key}, method="loss"
+        )
+        return mean, {}
+
+    return init, loss
 
 
 def save_tokenizer(corpus: Corpus, run: Path) -> None:

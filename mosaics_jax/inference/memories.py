@@ -43,15 +43,17 @@ def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Para
     params = nn.meta.unbox(params)
     if model.config.scan_layers:
         model, params = type(model)(dataclasses.replace(model.config, scan_layers=False)), unstack_layers(params)
-    params = jax.tree.map(_on_first_device, params)
+    params = jax.tree.map(_addressable, params)
     with one_device():
+        # Arrays remember a mesh, which loops over them look at: a device alone would leave them the one around.
+        params = jax.device_put(params, NamedSharding(_mesh_of_one(), PartitionSpec()))
         return model, _cast_matrices(params, model.config.dtype)
 
 
-def _on_first_device(leaf: Array) -> Array:
+def _addressable(leaf: Array) -> Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = _replicate(leaf.sharding.mesh)(leaf).addressable_data(0)  # type: ignore[attr-defined]
-    return jax.device_put(leaf, jax.local_devices()[0])
+        return _replicate(leaf.sharding.mesh)(leaf).addressable_data(0)  # type: ignore[attr-defined]
+    return leaf
 
 
 @functools.cache

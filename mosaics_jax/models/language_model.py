@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mosaics_jax.nn.block import Block
 from mosaics_jax.nn.layers import layer_norm, normal
 from mosaics_jax.nn.memory import Memory, Span
-from mosaics_jax.ops import head_cross_entropy
+from mosaics_jax.nn.sharded import head_cross_entropy
 from mosaics_jax.shapes import Array, Params
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -96,7 +96,11 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens_BT: Array, start_B: Array | None, train: bool) -> Array:
         # As jax arrays: parameters may be numpy's, and those cannot be indexed with traced tokens.
-        x_BTC = jnp.asarray(self.embedding, self.config.dtype)[tokens_BT]
+        tokens_BT = nn.with_logical_constraint(tokens_BT, ("batch", "time"))
+        # Rows of the table whole: looked up in halves, they would be put together for the whole batch on each device.
+        table_VC = jnp.asarray(self.embedding, self.config.dtype)
+        table_VC = nn.with_logical_constraint(table_VC, ("activation_vocab", "activation_embed"))
+        x_BTC = table_VC[tokens_BT]
         if self.max_positions is not None:
             index = jnp.arange(tokens_BT.shape[1])
             index = index if start_B is None else start_B[:, None] + index

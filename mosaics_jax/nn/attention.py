@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from mosaics_jax.nn.layers import Projection, constant, merge_heads, normal, split_heads
 from mosaics_jax.nn.memory import AttentionState, Span, write_slots
 from mosaics_jax.nn.rotary import rotate
-from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
+from mosaics_jax.nn.sharded import causal_retrieval
+from mosaics_jax.ops import RetrievalForm, stored_retrieval
 from mosaics_jax.shapes import Array, Dtype
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from mosaics_jax.nn.extractors import KeyExtractor, ValueExtractor
 from mosaics_jax.nn.layers import Projection, merge_heads
 from mosaics_jax.nn.memory import ContextualState, Span, last_valid, write_slots
-from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
+from mosaics_jax.nn.sharded import causal_retrieval, following
+from mosaics_jax.ops import RetrievalForm, stored_retrieval
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array, Dtype
 
@@ -69,8 +70,7 @@ class ContextualMemory(nn.Module):
         if not self.normalized_keys:
             queries_BTHD, keys_BTHD = gaussian_pair(queries_BTHD, keys_BTHD)
         if state is None or span is None:
-            ahead_BTHD = jnp.pad(next_BTHD[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-            values_BTHD = self._values(now_BTHD + ahead_BTHD, gain_H)
+            values_BTHD = self._values(now_BTHD + following(next_BTHD), gain_H)
             rate = self.weight_dropout if train else 0.0
             seed = jax.random.bits(self.make_rng("dropout")) if rate > 0 else None
             answers_BTHD = causal_retrieval(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mosaics_jax.nn.layers import Projection, constant, head_scalars, normal, split_heads
 from mosaics_jax.nn.memory import KeyState, Span, last_valid
-from mosaics_jax.ops import leaky_average, unit
+from mosaics_jax.nn.sharded import leaky_average
+from mosaics_jax.ops import unit
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array, Dtype
 

@@ -39,12 +39,11 @@ def project(x: Array, kernel: Array) -> Array:
 
 def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    rows_x, rows_g = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    sum_rows = (((0,), (0,)), ((), ()))
+    rows = tuple(range(x.ndim - 1))  # not merged: on a mesh more than one of them may be split
     if x.shape[-1] <= gradient.shape[-1]:
-        dkernel = lax.dot_general(rows_x, rows_g, sum_rows)
+        dkernel = lax.dot_general(x, gradient, ((rows, rows), ((), ())))
     else:
-        dkernel = lax.dot_general(rows_g, rows_x, sum_rows).T
+        dkernel = lax.dot_general(gradient, x, ((rows, rows), ((), ()))).T
     return jnp.einsum("...o,io->...i", gradient, kernel), dkernel
 
 

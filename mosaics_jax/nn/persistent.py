@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from mosaics_jax.nn.extractors import SCALAR_UNIT, KeyExtractor
 from mosaics_jax.nn.layers import Projection, constant, head_scalars, merge_heads, normal
 from mosaics_jax.nn.memory import KeyState, Span
-from mosaics_jax.ops import slot_retrieval
+from mosaics_jax.nn.sharded import slot_retrieval
 from mosaics_jax.shapes import Array, Dtype
 
 

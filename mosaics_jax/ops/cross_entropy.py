@@ -12,6 +12,7 @@ from mosaics_jax.shapes import Array
 
 IGNORE = -1  # a target that carries no loss
 BLOCK = 512  # positions whose logits exist at one time
+Axes = tuple[str, ...]
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
@@ -32,7 +33,8 @@ def head_cross_entropy(hidden_BTC: Array, head_VC: Array, targets_BT: Array, sca
     chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
     chex.assert_shape(targets_BT, hidden_BTC.shape[:2])
     count = jnp.sum(targets_BT != IGNORE)
-    total = _total(scale, hidden_BTC.reshape(-1, hidden_BTC.shape[-1]), head_VC, targets_BT.reshape(-1))
+    hidden_NC = hidden_BTC.reshape(-1, hidden_BTC.shape[-1])
+    total = total_cross_entropy(scale, (), hidden_NC, head_VC, targets_BT.reshape(-1))
     return total / jnp.maximum(count, 1), count
 
 
@@ -44,34 +46,52 @@ def _blocks(hidden: Array, targets: Array) -> tuple[Array, Array]:
     return hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size)
 
 
-def _block_losses(scale: float, hidden: Array, head: Array, targets: Array) -> tuple[Array, Array, Array]:
+def _block_losses(
+    scale: float, axes: Axes, hidden: Array, head: Array, targets: Array
+) -> tuple[Array, Array, Array, Array]:
+    """The loss, the logits, the logarithms of their sums, and the number of each target in this part of the head."""
     logits = scale * jnp.einsum("nc,vc->nv", hidden, head, preferred_element_type=accumulation_dtype(hidden))
     log_total = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
-    return jnp.sum(jnp.where(targets == IGNORE, 0.0, log_total - chosen)), logits, log_total
+    if not axes:
+        chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
+        return jnp.sum(jnp.where(targets == IGNORE, 0.0, log_total - chosen)), logits, log_total, targets
+    top = lax.pmax(log_total, axes)
+    log_total = top + jnp.log(lax.psum(jnp.exp(log_total - top), axes))
+    here = targets - lax.axis_index(axes) * len(head)
+    chosen = jnp.take_along_axis(logits, jnp.clip(here, 0, len(head) - 1)[:, None], axis=-1)[:, 0]
+    chosen = jnp.where((here >= 0) & (here < len(head)), chosen, 0.0)
+    share = log_total / lax.axis_size(axes)  # so that the parts' losses add up
+    return jnp.sum(jnp.where(targets == IGNORE, 0.0, share - chosen)), logits, log_total, here
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(scale: float, hidden: Array, head: Array, targets: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def total_cross_entropy(scale: float, axes: Axes, hidden: Array, head: Array, targets: Array) -> Array:
+    """Summed loss of hidden (N, C) and targets (N,), as in `head_cross_entropy`.
+
+    Under `jax.shard_map` each device may hold a part of V, split over the mesh ``axes``, and all of them the same
+    positions: losses and gradients are then shares, to be summed over those devices.
+    """
     head = head.astype(hidden.dtype)
 
     def block(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + _block_losses(scale, xs[0], head, xs[1])[0], None
+        return total + _block_losses(scale, axes, xs[0], head, xs[1])[0], None
 
     zero = jnp.zeros((), accumulation_dtype(hidden))
     return lax.scan(block, zero, _blocks(hidden, targets))[0]
 
 
-def _total_forward(scale: float, hidden: Array, head: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+def _total_forward(
+    scale: float, axes: Axes, hidden: Array, head: Array, targets: Array
+) -> tuple[Array, tuple[Array, Array]]:
     dtype = accumulation_dtype(hidden)
     table = head.astype(hidden.dtype)
 
     def block(carry: tuple[Array, Array], xs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         total, dhead = carry
         x, y = xs
-        loss, logits, log_total = _block_losses(scale, x, table, y)
+        loss, logits, log_total, here = _block_losses(scale, axes, x, table, y)
         valid = (y != IGNORE)[:, None]
-        hit = jnp.arange(len(table)) == y[:, None]
+        hit = jnp.arange(len(table)) == here[:, None]
         dlogits = (scale * jnp.where(valid, jnp.exp(logits - log_total[:, None]) - hit, 0.0)).astype(x.dtype)
         dx = jnp.einsum("nv,vc->nc", dlogits, table)
         dhead += jnp.einsum("nv,nc->vc", dlogits, x, preferred_element_type=dtype)
@@ -82,9 +102,9 @@ def _total_forward(scale: float, hidden: Array, head: Array, targets: Array) -> 
     return total, (dx.reshape(-1, hidden.shape[-1])[: len(hidden)], dhead.astype(head.dtype))
 
 
-def _total_backward(scale: float, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, None]:
+def _total_backward(scale: float, axes: Axes, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array, None]:
     dhidden, dhead = saved
     return (gradient * dhidden).astype(dhidden.dtype), (gradient * dhead).astype(dhead.dtype), None
 
 
-_total.defvjp(_total_forward, _total_backward)
+total_cross_entropy.defvjp(_total_forward, _total_backward)

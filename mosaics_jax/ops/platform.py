@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from mosaics_jax.shapes import Array
 
@@ -30,7 +30,7 @@ def per_device(function: Callable[..., Array], *arrays: Array, names: Sequence[S
     are split; the result is split as the first array is.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:  # the last: one device's part already
         return function(*arrays)
 
     def spec(array: Array, names: Sequence[str | None]) -> PartitionSpec:

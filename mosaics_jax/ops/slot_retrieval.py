@@ -1,6 +1,7 @@
 """Retrieval from a persistent memory: its pairs are parameters, the same for every query (v1 section 5)."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -22,22 +23,28 @@ def slot_retrieval(
     dropout_rate: float = 0.0,
     dropout_seed: Array | None = None,
     form: RetrievalForm = RetrievalForm.AUTO,
+    numbers_BTH: Array | None = None,
 ) -> Array:
     """Answers every query from M fixed slots; the mean over K banks, each with its own softmax.
 
     Returns (B, T, H, D) in the type of the values. BLOCKWISE, which AUTO picks, holds the weights of one block of
-    queries at a time, forward and backward.
+    queries at a time, forward and backward. numbers_BTH: of the queries, for dropout, where they are a part of more
+    (default: `row_numbers`).
     """
     chex.assert_equal_shape([keys_KHMD, values_KHMD])
     chex.assert_shape(keys_KHMD, (None, queries_BTHD.shape[2], None, queries_BTHD.shape[3]))
     seed = check_seed(dropout_rate, dropout_seed)
+    if numbers_BTH is None:
+        batch, time, heads, _ = queries_BTHD.shape
+        numbers_BTH = jnp.swapaxes(row_numbers(batch, heads, time), 1, 2)
     banks = zip(keys_KHMD, values_KHMD, _bank_seeds(seed, len(keys_KHMD)), strict=True)
     if form is RetrievalForm.NAIVE:
         answers = [
-            _slots_naive(queries_BTHD, keys, values, bank_seed, dropout_rate) for keys, values, bank_seed in banks
+            _slots_naive(queries_BTHD, keys, values, bank_seed, numbers_BTH, dropout_rate)
+            for keys, values, bank_seed in banks
         ]
     else:
-        answers = [_slots_over_heads(dropout_rate, queries_BTHD, *bank) for bank in banks]
+        answers = [_slots_over_heads(dropout_rate, queries_BTHD, *bank, numbers_BTH) for bank in banks]
     return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
 
@@ -45,14 +52,15 @@ def _bank_seeds(seed: Array, banks: int) -> Array:
     return seed + jnp.arange(banks, dtype=jnp.uint32)
 
 
-def _slots_naive(queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, rate: float) -> Array:
-    batch, time, heads, _ = queries_BTHD.shape
+def _slots_naive(
+    queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, numbers_BTH: Array, rate: float
+) -> Array:
     scores = jnp.einsum(
         "bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD)
     )
     weights = jax.nn.softmax(scores, axis=-1)
     if rate > 0:
-        keep = keep_mask(seed, row_numbers(batch, heads, time)[..., None], jnp.arange(scores.shape[-1]), rate)
+        keep = keep_mask(seed, jnp.swapaxes(numbers_BTH, 1, 2)[..., None], jnp.arange(scores.shape[-1]), rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
     return jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD)
 
@@ -82,23 +90,22 @@ def slot_rows() -> int:
     return 512 if platform() == "cpu" else 65536
 
 
-def _slots_over_heads(rate: float, queries: Array, keys: Array, values: Array, seed: Array) -> Array:
+def _slots_over_heads(rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array) -> Array:
     """`_slots_blockwise`, of one head at a time where that makes the blocks of a cache larger."""
-    rows = row_numbers(*(queries.shape[i] for i in (0, 2, 1)))
     if not one_cpu_device():
-        return _slots_blockwise(rate, queries, keys, values, seed, jnp.swapaxes(rows, 1, 2))
+        return _slots_blockwise(rate, queries, keys, values, seed, numbers)
 
     def head(one: tuple[Array, ...]) -> Array:
-        queries, keys, values, rows = one
-        return _slots_blockwise(rate, queries[:, :, None], keys[None], values[None], seed, rows[:, :, None])[:, :, 0]
+        queries, keys, values, numbers = one
+        return _slots_blockwise(rate, queries[:, :, None], keys[None], values[None], seed, numbers[:, :, None])[:, :, 0]
 
-    answers = lax.map(head, (jnp.moveaxis(queries, 2, 0), keys, values, jnp.moveaxis(rows, 1, 0)))
+    answers = lax.map(head, (jnp.moveaxis(queries, 2, 0), keys, values, jnp.moveaxis(numbers, 2, 0)))
     return jnp.moveaxis(answers, 0, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array, rows: Array) -> Array:
-    return _slots_forward(rate, queries, keys, values, seed, rows)[0]
+def _slots_blockwise(rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array) -> Array:
+    return _slots_forward(rate, queries, keys, values, seed, numbers)[0]
 
 
 def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
@@ -106,7 +113,7 @@ def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
 
 
 def _slots_forward(
-    rate: float, queries: Array, keys: Array, values: Array, seed: Array, rows: Array
+    rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     dtype = accumulation_dtype(queries)
 
@@ -121,13 +128,13 @@ def _slots_forward(
         answer = jnp.einsum("hqm,hmd->hqd", weights.astype(values.dtype), values, preferred_element_type=dtype)
         return None, ((answer / total[..., None]).astype(values.dtype), top + jnp.log(total))
 
-    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _fold(rows)))
+    _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _fold(numbers)))
     answers = _unfold(answers, *queries.shape[:2])
-    return answers, (queries, keys, values, seed, rows, answers, log_total)
+    return answers, (queries, keys, values, seed, numbers, answers, log_total)
 
 
-def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None, None]:
-    queries, keys, values, seed, rows, answers, log_total = saved
+def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
+    queries, keys, values, seed, numbers, answers, log_total = saved
     dtype = accumulation_dtype(queries)
     inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=dtype)
 
@@ -149,7 +156,7 @@ def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> t
         return (dkeys, dvalues), jnp.einsum("hqm,hmd->hqd", dscores, keys)
 
     zero_HDM = jnp.zeros(jnp.swapaxes(keys, 1, 2).shape, dtype)
-    xs = (_fold(queries), _fold(gradient), _fold(rows), log_total, _fold(inner))
+    xs = (_fold(queries), _fold(gradient), _fold(numbers), log_total, _fold(inner))
     (dkeys, dvalues), dqueries = lax.scan(block, (zero_HDM, zero_HDM), xs)
     dkeys, dvalues = (jnp.swapaxes(d, 1, 2).astype(keys.dtype) for d in (dkeys, dvalues))
     return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues, None, None

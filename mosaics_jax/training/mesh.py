@@ -1,11 +1,12 @@
 """Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
@@ -28,7 +29,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("activation_embed", None),
     ("head", None),
     ("head_dim", None),
-    ("slots", None),
+    ("slots", "fsdp"),
     ("banks", None),
     ("norm", None),
     ("taps", None),
@@ -71,16 +72,39 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(text: str) -> Mesh:
-    """The mesh that ``text`` describes (see ``parse_mesh``) over all devices, with all of MESH_AXES."""
-    sizes = parse_mesh(text, jax.device_count())
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    if batch_shards(mesh) % jax.process_count():
+def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh that ``text`` describes (see ``parse_mesh``) over ``devices`` (default: all), with all of MESH_AXES.
+
+    Devices of several TPU slices are laid out so that ``data`` alone goes from slice to slice, over the slower network.
+    Raises UserError if the sizes fit neither devices, slices nor processes.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = parse_mesh(text, len(devices))
+    axis_types = (AxisType.Auto,) * len(sizes)
+    slices = len({slice_of(device) for device in devices})
+    if slices == 1:
+        mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    elif sizes["data"] % slices:
+        raise UserError(f"mesh={text!r}: data must be a multiple of the {slices} slices, which it alone is split over")
+    else:
+        within = sizes | {"data": sizes["data"] // slices}
+        across = dict.fromkeys(sizes, 1) | {"data": slices}
+        grid = mesh_utils.create_hybrid_device_mesh(
+            tuple(within.values()), tuple(across.values()), devices, allow_split_physical_axes=True
+        )
+        mesh = Mesh(grid, tuple(sizes), axis_types=axis_types)
+    processes = len({device.process_index for device in devices})
+    if batch_shards(mesh) % processes:
         raise UserError(
-            f"mesh={text!r}: data x fsdp must be a multiple of the {jax.process_count()} processes, "
+            f"mesh={text!r}: data x fsdp must be a multiple of the {processes} processes, "
             "each of which reads its own part of the batch"
         )
     return mesh
+
+
+def slice_of(device: Any) -> int:
+    """The TPU slice that a device belongs to; 0 where there are none."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -98,16 +122,20 @@ def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
 
     Raises UserError if the rows do not divide among the devices and ``micro_batches``.
     """
-    processes, parts = jax.process_count(), batch_shards(mesh) * micro_batches
     sharding = batch_sharding(mesh)
     for leaf in jax.tree.leaves(batch):
-        rows = leaf.shape[0] * processes
-        if rows % parts:
-            raise UserError(
-                f"a batch of {rows} does not divide into {parts} equal parts "
-                f"(mesh data x fsdp = {batch_shards(mesh)}, accumulate = {micro_batches}): choose a multiple of {parts}"
-            )
+        check_rows(leaf.shape[0] * jax.process_count(), mesh, micro_batches)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def check_rows(rows: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises UserError unless the rows of a whole batch divide among the devices and ``micro_batches``."""
+    parts = batch_shards(mesh) * micro_batches
+    if rows % parts:
+        raise UserError(
+            f"a batch of {rows} does not divide into {parts} equal parts "
+            f"(mesh data x fsdp = {batch_shards(mesh)}, accumulate = {micro_batches}): choose a multiple of {parts}"
+        )
 
 
 def mean_over_devices(function: Callable[[Params, Any], Any]) -> Callable[[Params, Any], Any]:

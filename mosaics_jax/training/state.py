@@ -63,10 +63,15 @@ class Trainer:
 
 def make_trainer(task: Task, config: OptimizerConfig, steps: int, seed: int, mesh: Mesh) -> Trainer:
     """Call it, and the functions it returns, under ``jax.set_mesh(mesh)`` and ``nn.logical_axis_rules(RULES)``."""
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    optimizer = make_optimizer(config, steps, decay_mask(jax.eval_shape(task.init, init_key)))
+
+    def keys() -> Array:
+        # Made where they are used, under tracing: a mesh of chips that are not here can compile, but compute nothing.
+        return jax.random.split(jax.random.key(seed))
+
+    optimizer = make_optimizer(config, steps, decay_mask(jax.eval_shape(lambda: task.init(keys()[0]))))
 
     def boxed_state() -> TrainState:
+        init_key, step_key = keys()
         params = task.init(init_key)
         key = jax.random.key_data(step_key)
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)

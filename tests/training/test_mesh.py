@@ -50,6 +50,38 @@ def test_make_mesh_has_every_axis():
     assert dict(make_mesh("data:-1").shape) == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
+class Chip:
+    """A device as a mesh sees it, in one of several TPU slices."""
+
+    platform = device_kind = "fake"
+
+    def __init__(self, number, slices, processes=1):
+        self.id, self.slice_index, self.process_index = number, number * slices // 16, number * processes // 16
+
+
+def chips(slices, processes=1):
+    return [Chip(number, slices, processes) for number in range(16)]
+
+
+@pytest.mark.parametrize(("text", "slices"), [("data:4,fsdp:4", 2), ("data:4,fsdp:2,tensor:2", 4), ("data:-1", 2)])
+def test_data_alone_goes_from_slice_to_slice(text, slices):
+    mesh = make_mesh(text, chips(slices))
+    assert dict(mesh.shape) == parse_mesh(text, 16)
+    within = mesh.devices.reshape(slices, -1)
+    assert [{chip.slice_index for chip in part} for part in within] == [{i} for i in range(slices)]
+    assert {chip.id for chip in mesh.devices.flat} == set(range(16))
+
+
+def test_slices_that_data_does_not_divide_into():
+    with pytest.raises(UserError, match=r"data must be a multiple of the 4 slices"):
+        make_mesh("data:2,fsdp:8", chips(4))
+
+
+def test_processes_that_the_batch_does_not_divide_into():
+    with pytest.raises(UserError, match=r"data x fsdp must be a multiple of the 4 processes"):
+        make_mesh("data:2,sequence:8", chips(1, processes=4))
+
+
 def test_rules():
     def axes(*names):
         return nn.logical_to_mesh_axes(names, RULES)
@@ -58,7 +90,7 @@ def test_rules():
     assert axes("layers", "embed", "heads") == PartitionSpec(None, "fsdp", "tensor")
     assert axes("batch", "time", "activation_heads") == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
     assert axes("batch", "time", "activation_vocab") == PartitionSpec(("data", "fsdp"), "sequence", "tensor")
-    assert axes("banks", "head", "slots", "head_dim") == PartitionSpec(None, None, None, None)
+    assert axes("banks", "heads", "slots", "head_dim") == PartitionSpec(None, "tensor", "fsdp", None)
 
 
 def boxed(shape, names):

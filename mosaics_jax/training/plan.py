@@ -1,0 +1,209 @@
+"""What a training step will take on a TPU slice that is not here: compiled ahead of time, never run."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import Params
+from mosaics_jax.training.compiled import Program, Traffic
+from mosaics_jax.training.mesh import RULES, batch_sharding, check_rows, make_mesh
+from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask
+from mosaics_jax.training.state import Task, count_parameters, make_trainer
+
+GIB = 2.0**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip, as its maker specifies it: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e, read in 2026-11.
+
+    flops: a second, bfloat16. hbm: bytes; the compiler itself keeps some of them. hbm_rate: bytes a second. ici_rate:
+    bytes a second over all links in one direction, half of the "bidirectional" figure.
+    """
+
+    flops: float
+    hbm: float
+    hbm_rate: float
+    ici_rate: float
+
+
+CHIPS = {
+    "v5e": Chip(flops=197e12, hbm=16 * GIB, hbm_rate=819e9, ici_rate=200e9),
+    "v5p": Chip(flops=459e12, hbm=95 * GIB, hbm_rate=2765e9, ici_rate=600e9),
+    "v6e": Chip(flops=918e12, hbm=32 * GIB, hbm_rate=1638e9, ici_rate=400e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step takes. Bytes and executed FLOPs are those of one device; one device is one chip.
+
+    model_flops: of the whole step over all devices (`model_flops`). executed_flops: of the products in the program,
+    recomputation and masked scores included, split evenly. memory: "parameters", "optimizer", "batch", "temporaries",
+    "program", in bytes.
+    """
+
+    devices: int
+    mesh: dict[str, int]
+    parameters: int
+    tokens: int
+    memory: dict[str, float]
+    hbm: float
+    model_flops: float
+    executed_flops: float
+    traffic: Traffic
+    chip: Chip
+
+    def seconds(self, utilisation: float) -> dict[str, float]:
+        """Least time in products (at a share ``utilisation`` of the peak), in main memory and on the links."""
+        sent = sum(total for _, total in self.traffic.collectives.values())
+        return {
+            "products": self.executed_flops / (utilisation * self.chip.flops),
+            "memory": self.traffic.hbm / self.chip.hbm_rate,
+            "links": sent / self.chip.ici_rate,
+        }
+
+
+class TooLarge(UserError):
+    """The step does not fit the chips' memory. ``needed`` and ``hbm``: bytes on a device."""
+
+    def __init__(self, needed: float, hbm: float, state: float) -> None:
+        super().__init__(f"a step needs {needed / GIB:.1f} GiB on each chip, which has {hbm / GIB:.2f} GiB")
+        self.needed, self.hbm, self.state = needed, hbm, state
+
+
+def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
+    """The chip and the devices of a slice named as ``v5e:4x4``. Raises UserError if there is none of that name.
+
+    The devices can be compiled for and nothing else. Comes before any other use of JAX in the process.
+    """
+    name, _, shape = topology.partition(":")
+    if name not in CHIPS or not re.fullmatch(r"\d+x\d+" + (r"x\d+" if name == "v5p" else ""), shape):
+        raise UserError(
+            f"--topology={topology}: write CHIP:SHAPE, with a chip of {', '.join(CHIPS)} and its chips along each "
+            "side, as in v5e:4x4, v6e:8x8 or v5p:4x4x4"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("a plan needs libtpu, the compiler for TPU, which runs on any machine: pip install 'jax[tpu]'")
+    # libtpu looks for the machine it is on, at length and aloud, unless told; and it locks chips that it does not use.
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    for key, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        os.environ.setdefault(key, value)
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        raise UserError(f"--topology={topology}: there is no such slice ({reason})") from None
+
+
+def make_plan(
+    task: Task, optimizer: OptimizerConfig, mesh_text: str, topology: str, batch: Any, untied: bool, attended: int
+) -> Plan:
+    """Compiles the step that ``train`` would run. Raises UserError, TooLarge among them.
+
+    batch: tree of shapes of a whole batch. untied, attended: as in `model_flops`.
+    """
+    chip, devices = slice_devices(topology)
+    mesh = make_mesh(mesh_text, devices)
+    for leaf in jax.tree.leaves(batch):
+        check_rows(leaf.shape[0], mesh, optimizer.accumulate)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        # The number of steps and the seed are constants of the program: they do not change what it takes.
+        trainer = make_trainer(task, optimizer, steps=1000, seed=0, mesh=mesh)
+        split = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), batch
+        )
+        traced = trainer.step.trace(trainer.abstract, split)  # type: ignore[attr-defined]
+        parameters, moments = (_local_bytes(tree) for tree in (trainer.abstract.params, trainer.abstract.opt_state))
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _too_large(error, parameters + moments, chip) from None
+    memory = compiled.memory_analysis()
+    boxed = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    return Plan(
+        devices=mesh.size,
+        mesh={name: size for name, size in mesh.shape.items() if size > 1},
+        parameters=count_parameters(trainer.abstract.params),
+        tokens=task.tokens_per_step,
+        memory={
+            "parameters": parameters,
+            "optimizer": moments,
+            "batch": memory.argument_size_in_bytes - parameters - moments,
+            "temporaries": memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "program": memory.generated_code_size_in_bytes,
+        },
+        hbm=chip.hbm,
+        model_flops=model_flops(boxed, task.tokens_per_step, untied, attended),
+        executed_flops=product_flops(traced.jaxpr.jaxpr) / mesh.size,
+        traffic=Program(compiled.as_text()).traffic(mesh.size),
+        chip=chip,
+    )
+
+
+def model_flops(boxed: Params, tokens: int, untied: bool, attended: int) -> float:
+    """FLOPs of a step that the model itself asks for: 6 a token and weight, 6 a token and channel of a pair it reads.
+
+    Forward, each weight of a product is multiplied and added once a token, a slot of persistent memory included;
+    backward takes twice that. An embedding that is no head (``untied``) is looked up, as are positions. attended: pairs
+    that a query finds in contextual retrieval on average, times channels, over all blocks: L C T / 2 if causal.
+    """
+    weights = 0
+    for (path, leaf), counts in zip(
+        jax.tree.leaves_with_path(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)),
+        jax.tree.leaves(decay_mask(boxed)),
+        strict=True,
+    ):
+        looked_up = {"positions", "embedding"} if untied else {"positions"}
+        if counts and path[0].key not in looked_up:
+            weights += leaf.value.size if isinstance(leaf, nn.Partitioned) else leaf.size
+    return 6.0 * tokens * (weights + 2 * attended)
+
+
+def product_flops(jaxpr: Any) -> float:
+    """FLOPs of the products of matrices in a traced program, over all devices; loop bodies as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        inner = [getattr(p, "jaxpr", p) for p in parameters.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        elif name == "scan":
+            total += parameters["length"] * product_flops(inner[0])
+        elif name == "shard_map":
+            copies = parameters["mesh"].size  # every device runs it, on its own part
+            total += copies * product_flops(inner[0])
+        elif name == "cond":
+            total += max(product_flops(branch.jaxpr) for branch in parameters["branches"])
+        else:
+            total += sum(map(product_flops, inner))
+    return total
+
+
+def _local_bytes(tree: Any) -> float:
+    """Of a tree of sharded shapes, on one device."""
+    shapes = ((leaf.dtype, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    return float(sum(jnp.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes))
+
+
+def _too_large(error: Exception, state: float, chip: Chip) -> Exception:
+    """What the compiler says when memory runs out, as an error of the user; any other error as it is."""
+    units = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+    needs, has = r"(?:Used |temporaries \()([\d.]+)([KMGT])", r"(?: of |available HBM \()([\d.]+)([KMGT])"
+    found = [re.search(pattern, str(error)) for pattern in (needs, has)]
+    if "RESOURCE_EXHAUSTED" not in str(error) or not all(found):
+        return error
+    needed, hbm = (float(match.group(1)) * units[match.group(2)] for match in found if match)
+    return TooLarge(needed, hbm, state)
