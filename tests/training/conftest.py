@@ -2,10 +2,13 @@
 
 import importlib.util
 import pathlib
+import signal
+import time
 
 import pytest
 
-from mosaics_jax.training import train
+from mosaics_jax.training import loop, train
+from mosaics_jax.training.stopping import StopSignals
 
 
 def _load_tiny():
@@ -25,3 +28,21 @@ def finished(tiny, tmp_path_factory):
     """(work directory, TrainResult) of a run that nothing interrupted; not to be changed."""
     workdir = tmp_path_factory.mktemp("finished")
     return workdir, train(workdir, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
+
+
+@pytest.fixture
+def send_sigterm(monkeypatch):
+    """A function that sends SIGTERM to the run in this process, and returns when the run knows of it."""
+    made = []
+
+    def make():
+        made.append(StopSignals())
+        return made[-1]
+
+    def send():
+        signal.raise_signal(signal.SIGTERM)
+        while not made[-1].received:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(loop, "StopSignals", make)
+    return send

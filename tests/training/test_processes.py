@@ -53,7 +53,7 @@ def finish(processes):
     return [process.returncode for process in processes], outputs
 
 
-def test_two_processes_then_one_then_two_end_the_same(start, finished, tiny, tmp_path):
+def test_two_processes_then_one_then_two_end_the_same(start, finished, tiny, send_sigterm, tmp_path):
     workdir = tmp_path / "run"
     first, second = start(workdir)
     for line in first.stdout:
@@ -66,7 +66,7 @@ def test_two_processes_then_one_then_two_end_the_same(start, finished, tiny, tmp
     assert 0 < step < 38
 
     def stop(params):
-        signal.raise_signal(signal.SIGTERM)
+        send_sigterm()
         return "one step alone"
 
     with pytest.raises(Interrupted, match=f"stopped after step {step + 1},"):

@@ -142,11 +142,11 @@ def test_a_signal_that_nobody_asked_for_is_passed_on():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_signal_in_the_last_step_stops_what_comes_after_the_run(tiny, tmp_path):
+def test_a_signal_in_the_last_step_stops_what_comes_after_the_run(tiny, send_sigterm, tmp_path):
     loop_config = dataclasses.replace(tiny.LOOP, steps=3, sample_every=0)
 
     def sample(params):
-        signal.raise_signal(signal.SIGTERM)
+        send_sigterm()
         return "the end"
 
     with pytest.raises(Interrupted, match="SIGTERM: stopped after step 3, which is saved"):
