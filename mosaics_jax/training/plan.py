@@ -185,6 +185,8 @@ def product_flops(jaxpr: Any) -> float:
         elif name == "shard_map":
             copies = parameters["mesh"].size  # every device runs it, on its own part
             total += copies * product_flops(inner[0])
+        elif name == "pallas_call":
+            total += math.prod(parameters["grid_mapping"].grid) * product_flops(inner[0])
         elif name == "cond":
             total += max(product_flops(branch.jaxpr) for branch in parameters["branches"])
         else:
