@@ -115,11 +115,14 @@ def test_killed_run_leaves_nothing(corpus, sentencepiece, tmp_path, kill):
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    while not any(path.stat().st_size for path in tmp_path.glob(".tokens.*.tmp/tokens.bin")):
-        assert run.poll() is None
-        time.sleep(0.05)
-    run.send_signal(kill)
-    run.communicate(timeout=60)  # the workers hold the pipe: it ends when the last of them has
+    try:
+        while not any(path.stat().st_size for path in tmp_path.glob(".tokens.*.tmp/tokens.bin")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(kill)
+        run.communicate(timeout=60)  # the workers hold the pipe: it ends when the last of them has
+    finally:
+        run.kill()
     assert run.returncode != 0
     assert not (tmp_path / "tokens").exists()
     assert len(list(tmp_path.glob(".tokens.*"))) == (1 if kill == signal.SIGKILL else 0)
