@@ -1,4 +1,4 @@
-"""Plans of training steps on TPU slices: the table in benchmarks/results/plan.md.
+"""Plans of training steps on chips that are not here: the table in benchmarks/results/plan.md.
 
     python -m benchmarks.plan [--only=12,1500m] [--out=benchmarks/results]
 
@@ -18,7 +18,7 @@ from mosaics_jax.data import staging
 from mosaics_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = ("12", "1500m", "8b")
+NAMES = ("12", "12_gpu", "1500m", "8b")
 ONLY = flags.DEFINE_list("only", list(NAMES), "which plans to make; empty: none, the table alone")
 OUT = flags.DEFINE_string("out", str(ROOT / "benchmarks" / "results"), "directory for the table and the numbers")
 GIB = 2**30
@@ -44,13 +44,13 @@ def main(argv: list[str]) -> None:
 def table(plans: dict) -> str:
     """The plans as Markdown."""
     lines = [
-        "# Plans: one training step, compiled for slices that were not there",
+        "# Plans: one training step, compiled for chips that were not there",
         "",
         "Made by `python -m benchmarks.plan`. Nothing here was run: memory and what is sent are read from the program",
         "that XLA compiled; times are bounds. Products are assumed at the given share of the peak, memory and links at",
         "their specified rates. A step takes at least the largest of the three times; their sum if nothing overlaps.",
         "",
-        "| plan | slice, mesh | parameters | tokens a step | memory a chip | model FLOPs a step | sent by a chip "
+        "| plan | chips, mesh | parameters | tokens a step | memory a chip | model FLOPs a step | sent by a chip "
         "| products / memory / links, s | at the largest |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

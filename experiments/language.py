@@ -27,15 +27,16 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 32, 160
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How the text is fed."""
+    """How the text is fed, and what is trained on it."""
 
     context_length: int = setting(512, "T: positions of a training window (and those that the baseline learns)")
     batch_size: int = setting(512, "windows in a batch, over all devices")
+    z_loss: float = setting(0.0, "weight of log(Z)^2 in the training loss, Z the softmax's sum; e.g. 1e-4 (0: none)")
     eval_tokens: int = setting(0, "tokens of the evaluation text that an evaluation predicts (0: all)")
 
     def __post_init__(self) -> None:
-        for name, least in (("context_length", 1), ("batch_size", 1), ("eval_tokens", 0)):
-            if getattr(self, name) < least:
+        for name, least in (("context_length", 1), ("batch_size", 1), ("z_loss", 0), ("eval_tokens", 0)):
+            if not getattr(self, name) >= least:  # so that NaN is refused too
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
@@ -60,7 +61,7 @@ def language_task(
         **processes,
     )
 
-    init, loss = training_functions(model, text.context_length)
+    init, loss = training_functions(model, text.context_length, text.z_loss)
     config = {
         "model": model_name,
         "model_config": dataclasses.asdict(model_config),
@@ -84,7 +85,9 @@ def language_task(
     )
 
 
-def training_functions(model: LanguageModel, context_length: int) -> tuple[Callable[[Array], Params], Loss]:
+def training_functions(
+    model: LanguageModel, context_length: int, z_loss: float = 0.0
+) -> tuple[Callable[[Array], Params], Loss]:
     """``init`` and ``loss`` of a `Task` that predicts each next token of windows of ``context_length``."""
 
     def init(key: Array) -> Params:
@@ -97,7 +100,7 @@ def training_functions(model: LanguageModel, context_length: int) -> tuple[Calla
                 f"context_length={context_length} does not divide by mesh sequence:{shards}: take a multiple"
             )
         mean, _ = model.apply(
-            {"params": params}, batch["inputs"], batch["targets"], True, rngs={"dropout": key}, method="loss"
+            {"params": params}, batch["inputs"], batch["targets"], True, z_loss, rngs={"dropout": key}, method="loss"
         )
         return mean, {}
 

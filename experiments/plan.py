@@ -1,13 +1,15 @@
-"""What a training step will take on a TPU slice: memory, FLOPs, traffic and time, from the compiled step itself.
+"""What a training step will take on TPUs or GPUs: memory, FLOPs, traffic and time, from the compiled step itself.
 
     python -m experiments.plan --flagfile=experiments/flags/plan_12.flags
     python -m experiments.plan --flagfile=experiments/flags/babistories_12.flags --topology=v5e:4x4 --mesh=fsdp:-1
 
-Takes the flags of `babistories`, whose step it compiles for chips that are not here; no data is read. Needs libtpu:
-``pip install 'jax[tpu]'``, on any machine. Scanned layers take minutes on a CPU core, however many they are. The table
-in benchmarks/results/plan.md is made by `benchmarks.plan`.
+Takes the flags of `babistories`, whose step it compiles for chips that are not here; no data is read. Needs libtpu,
+``pip install 'jax[tpu]'`` on any machine, or for GPUs the packages jax-cuda13-plugin and jax-cuda13-pjrt. Scanned
+layers take minutes on a CPU core, however many they are. The table in benchmarks/results/plan.md is made by
+`benchmarks.plan`.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,16 @@ from mosaics_jax.data import staging
 from mosaics_jax.data.corpus import DEFAULT_VOCAB_SIZE
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LANGUAGE_MODELS
+from mosaics_jax.ops import RetrievalForm
 from mosaics_jax.training.loop import LoopConfig
 from mosaics_jax.training.optimizer import OptimizerConfig
-from mosaics_jax.training.plan import GIB, Plan, TooLarge, make_plan
+from mosaics_jax.training.plan import Plan, TooLarge, make_plan
 from mosaics_jax.training.state import Task
+from mosaics_jax.training.topology import GIB
 
-TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "slice to plan for: CHIP:SHAPE, as v5e:4x4, v6e:8x8, v5p:4x4x4")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:2x2", "CHIP:SHAPE to plan for: v5e:4x4, v6e:8x8, v5p:4x4x4, h100:8, h100:4x8"
+)
 UTILISATION = flags.DEFINE_float("utilisation", 0.5, "share of the peak that products are assumed to reach", 0.01, 1.0)
 JSON = flags.DEFINE_string("json", "", "file to write the numbers to")
 
@@ -40,7 +46,10 @@ def main(argv: list[str]) -> None:
     optimizer = entry.from_flags(OptimizerConfig)
     config_class, model_class = LANGUAGE_MODELS[names[0]]
     config: Any = entry.from_flags(config_class, vocab_size=flags.FLAGS.vocab_size or DEFAULT_VOCAB_SIZE)
-    init, loss = training_functions(model_class(config), text.context_length)
+    if TOPOLOGY.value.startswith("h100") and config.retrieval == RetrievalForm.AUTO.value:
+        config = dataclasses.replace(config, retrieval=RetrievalForm.BLOCKWISE.value)
+        print("retrieval: blockwise, as cuDNN's kernel cannot be compiled where there is no GPU")
+    init, loss = training_functions(model_class(config), text.context_length, text.z_loss)
     tokens = text.batch_size * text.context_length
     task = Task(name=f"plan/{names[0]}", init=init, loss=loss, train_data=(), config={}, tokens_per_step=tokens)
     shape = jax.ShapeDtypeStruct((text.batch_size, text.context_length), jnp.int32)
@@ -94,7 +103,7 @@ def report(plan: Plan, topology: str, utilisation: float) -> str:
     assumed = {
         "products": f"executed FLOPs at {utilisation:.0%} of {plan.chip.flops / 1e12:.0f} TFLOP/s",
         "memory": f"{plan.traffic.hbm / GIB:.1f} GiB at {plan.chip.hbm_rate / 1e9:.0f} GB/s",
-        "links": f"collectives at {plan.chip.ici_rate / 1e9:.0f} GB/s, on rings, without latency",
+        "links": f"collectives at {plan.chip.link_rate / 1e9:.0f} GB/s, on rings, without latency",
     }
     least, most = max(seconds.values()), sum(seconds.values())
     rate, peak = plan.tokens / least, plan.devices * plan.chip.flops

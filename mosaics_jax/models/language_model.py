@@ -134,10 +134,15 @@ class LanguageModel(nn.Module):
         """Logits of each next token. ``train`` turns dropout on, which needs ``rngs={"dropout": key}``."""
         return self._logits(self.hidden(tokens_BT, train))
 
-    def loss(self, tokens_BT: Array, targets_BT: Array, train: bool = False) -> tuple[Array, Array]:
-        """Mean cross-entropy in nats over targets other than -1, and their number; logits are never held whole."""
+    def loss(
+        self, tokens_BT: Array, targets_BT: Array, train: bool = False, z_loss: float = 0.0
+    ) -> tuple[Array, Array]:
+        """Mean cross-entropy in nats over targets other than -1, and their number; logits are never held whole.
+
+        ``z_loss``: weight of the squared logarithm of the softmax's sum, see `ops.head_cross_entropy`.
+        """
         targets_BT = targets_BT[:, self.config.skip_tokens :]
-        return head_cross_entropy(self.hidden(tokens_BT, train), self._head(), targets_BT, self.logit_scale)
+        return head_cross_entropy(self.hidden(tokens_BT, train), self._head(), targets_BT, self.logit_scale, z_loss)
 
     def empty_memory(self, batch: int, capacity: int) -> Memory:
         """An empty memory for `extend`, with room for ``capacity`` positions a row."""

@@ -56,7 +56,7 @@ class MosaicConfig:
     dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
     remat: str = setting("none", "what backward recomputes: nothing, all but products, all", ("none", "dots", "full"))
     scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
-    retrieval: str = setting("auto", "form of contextual retrieval", tuple(form.value for form in RetrievalForm))
+    retrieval: str = setting("auto", "form of retrieval", tuple(form.value for form in RetrievalForm))
 
     def __post_init__(self) -> None:
         check_sizes(self, ("vocab_size", "n_layer", "n_head", "n_embd", "pmem_size", "pmem_count", "key_taps"))
@@ -113,6 +113,7 @@ class MemoryMosaic(LanguageModel):
             "leaky_average": c.leaky_average,
             "normalized_keys": c.normalized_keys,
             "bias": c.bias,
+            "retrieval": RetrievalForm(c.retrieval),
             "weight_dropout": c.ic_dropout,
             "output_dropout": c.hd_dropout,
             "dtype": dtype,
@@ -126,7 +127,6 @@ class MemoryMosaic(LanguageModel):
             value_convolution=c.value_convolution,
             asymmetric=c.asymmetric,
             peek=c.peek,
-            retrieval=RetrievalForm(c.retrieval),
             **memory,
         )
         second_name = "feed_forward" if c.feed_forward else "persistent"

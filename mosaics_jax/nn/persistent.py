@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from mosaics_jax.nn.extractors import SCALAR_UNIT, KeyExtractor
 from mosaics_jax.nn.layers import Projection, constant, head_scalars, merge_heads, normal
 from mosaics_jax.nn.memory import KeyState, Span
-from mosaics_jax.nn.sharded import slot_retrieval
+from mosaics_jax.ops import RetrievalForm, slot_retrieval
 from mosaics_jax.shapes import Array, Dtype
 
 
@@ -33,6 +33,7 @@ class PersistentMemory(nn.Module):
     dtype: Dtype = jnp.float32
     leaky_average: str = "learned"
     normalized_keys: bool = True
+    retrieval: RetrievalForm = RetrievalForm.AUTO
 
     def setup(self) -> None:
         self.key = KeyExtractor(
@@ -61,7 +62,9 @@ class PersistentMemory(nn.Module):
         values_KHMD = self.param("P_v", init, shape).astype(self.dtype)
         rate = self.weight_dropout if train else 0.0
         seed = jax.random.bits(self.make_rng("dropout")) if rate > 0 else None
-        answers_BTHD = slot_retrieval(queries_BTHD, keys_KHMD, values_KHMD, dropout_rate=rate, dropout_seed=seed)
+        answers_BTHD = slot_retrieval(
+            queries_BTHD, keys_KHMD, values_KHMD, dropout_rate=rate, dropout_seed=seed, form=self.retrieval
+        )
         gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
         answers_BTHD = (head_scalars(jnp.exp(SCALAR_UNIT * gain_H)) * answers_BTHD).astype(self.dtype)
         y_BTC = Projection(

@@ -16,11 +16,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from mosaics_jax import ops
 from mosaics_jax.ops import RetrievalForm, blockwise
@@ -28,6 +27,7 @@ from mosaics_jax.ops.cross_entropy import IGNORE, total_cross_entropy
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask
 from mosaics_jax.ops.kernel_regression import masked_softmax
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.platform import mesh_axes, parted
 from mosaics_jax.shapes import Array
 
 Axes = tuple[str, ...]
@@ -65,29 +65,20 @@ class Split:
 
 
 def split_of(rows: int, time: int, last: int, name: str = "activation_heads") -> Split | None:
-    """How the mesh that is set splits arrays of these sizes; None without a mesh, or inside a part of one.
+    """How the mesh that is set splits arrays of these sizes; None if it has nothing to split.
 
     Sizes that do not divide stay whole. ``name``: logical axis of the last one.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types:
-        return None
-
-    def axes(entry: Any, size: int) -> Axes:
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        kept = tuple(axis for axis in names if mesh.shape.get(axis, 1) > 1)
-        return () if size % math.prod(mesh.shape[axis] for axis in kept) else kept
-
-    entries = nn.logical_to_mesh_axes(("batch", "time", name)) or (None, None, None)
-    return Split(axes(entries[0], rows), axes(entries[1], time), axes(entries[2], last), dict(mesh.shape))
+    axes = mesh_axes("batch", rows), mesh_axes("time", time), mesh_axes(name, last)
+    return Split(*axes, dict(jax.sharding.get_abstract_mesh().shape)) if parted() and any(axes) else None
 
 
 def _time_split(x_BTHD: Array) -> Split | None:
     """The split of an array whose time axis is split, and whose rows are wherever they can be."""
     rows, time, heads, _ = x_BTHD.shape
     split = split_of(rows, time, heads)
-    whole_rows = split_of(0, 1, 1)  # 0 divides: the axes that rows are split over if they can be
-    return split if split and whole_rows and split.time and split.rows == whole_rows.rows else None
+    whole_rows = mesh_axes("batch", 0)  # 0 divides: the axes that rows are split over if they can be
+    return split if split and split.time and split.rows == whole_rows else None
 
 
 def leaky_average(x_BTHD: Array, rate_H: Array, state_BHD: Array | None = None) -> Array:
@@ -185,45 +176,22 @@ def _answers(
     return answers.reshape(len(q_BTHD), -1, *answers.shape[3:])[:, :time]
 
 
-def slot_retrieval(
-    queries_BTHD: Array,
-    keys_KHMD: Array,
-    values_KHMD: Array,
-    *,
-    dropout_rate: float = 0.0,
-    dropout_seed: Array | None = None,
-) -> Array:
-    """`ops.slot_retrieval`. Queries do not meet: each device answers its own."""
-    split = _time_split(queries_BTHD)
-    if split is None:
-        return ops.slot_retrieval(
-            queries_BTHD, keys_KHMD, values_KHMD, dropout_rate=dropout_rate, dropout_seed=dropout_seed
-        )
-
-    def on_device(q_BTHD: Array, k_KHMD: Array, v_KHMD: Array, seed: Array) -> Array:
-        numbers_BTH = split.numbers(*q_BTHD.shape[:3])
-        return ops.slot_retrieval(
-            q_BTHD, k_KHMD, v_KHMD, dropout_rate=dropout_rate, dropout_seed=seed, numbers_BTH=numbers_BTH
-        )
-
-    slots = PartitionSpec(None, split.heads)
-    run = split.map(on_device, (split.spec, slots, slots, EVERYWHERE))
-    return run(queries_BTHD, keys_KHMD, values_KHMD, check_seed(dropout_rate, dropout_seed))
-
-
-def head_cross_entropy(hidden_BTC: Array, head_VC: Array, targets_BT: Array, scale: float = 1.0) -> tuple[Array, Array]:
+def head_cross_entropy(
+    hidden_BTC: Array, head_VC: Array, targets_BT: Array, scale: float = 1.0, z_loss: float = 0.0
+) -> tuple[Array, Array]:
     """`ops.head_cross_entropy`, on any mesh: a device makes the logits of its positions and its part of V.
 
     Its loop is over blocks of positions, and XLA would have every device go through all of them.
     """
     rows, time, _ = hidden_BTC.shape
     split = split_of(rows, time, len(head_VC), "activation_vocab")
-    if split is None or not split.rows + split.time + split.heads:
-        return ops.head_cross_entropy(hidden_BTC, head_VC, targets_BT, scale)
+    if split is None:
+        return ops.head_cross_entropy(hidden_BTC, head_VC, targets_BT, scale, z_loss)
 
     def on_device(hidden_BTC: Array, head_VC: Array, targets_BT: Array) -> Array:
         flat = hidden_BTC.reshape(-1, hidden_BTC.shape[-1])
-        return total_cross_entropy(scale, split.heads, flat, head_VC, targets_BT.reshape(-1)).reshape(1, 1, 1)
+        total = total_cross_entropy(scale, z_loss, split.heads, flat, head_VC, targets_BT.reshape(-1))
+        return total.reshape(1, 1, 1)
 
     in_specs = PartitionSpec(split.rows, split.time), PartitionSpec(split.heads), PartitionSpec(split.rows, split.time)
     parts = split.map(on_device, in_specs)(hidden_BTC, head_VC, targets_BT)

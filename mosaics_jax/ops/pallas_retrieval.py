@@ -1,11 +1,12 @@
-"""Causal retrieval as a Pallas kernel for TPU: weights stay on the chip, and may be dropped there.
+"""Retrieval as a Pallas kernel for TPU: weights stay on the chip, and may be dropped there.
 
-What library kernels of attention lack: strict causality with a first row that is 0, and dropout by the hash that every
-other form uses. The algorithm is that of `blockwise` (Dao et al. 2022, FlashAttention). All blocks of weights are kept
-with pairs in rows and queries in columns, so that what belongs to a query (the largest score, the summed weights) is a
-row of a vector register.
+What library kernels of attention lack: strict causality with a first row that is 0, dropout by the hash that every
+other form uses, and pairs that all sequences share. The algorithm is that of `blockwise` (Dao et al. 2022,
+FlashAttention). All blocks of weights are kept with pairs in rows and queries in columns, so that what belongs to a
+query (the largest score, the summed weights, its number) is a row of a vector register.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,102 +21,112 @@ from mosaics_jax.ops.blockwise import NEVER
 from mosaics_jax.ops.dropout_mask import keep_mask
 from mosaics_jax.shapes import Array
 
-BLOCKS = (512, 256, 128)  # queries, and pairs, of a block: the largest that divides the padded time
+BLOCKS = (512, 256, 128)  # queries, and pairs, of a block: the largest that divides the padded number
 LANES = BLOCKS[-1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def pallas_retrieval(
-    offset: int,
+    offset: int | None,
     rate: float,
-    queries_BHTD: Array,
-    keys_BHTD: Array,
-    values_BHTD: Array,
+    queries_NTD: Array,
+    keys_NMD: Array,
+    values_NMD: Array,
     seed: Array,
-    first_row_BH: Array,
+    numbers_NT: Array,
 ) -> Array:
-    """Answers (B, H, T, D) of queries t from pairs up to t - offset; weights are dropped at ``rate`` under ``seed``.
+    """Answers (N, T, D) of queries t from pairs up to t - offset, or from all M if there is no offset.
 
-    first_row_BH: the number of query 0 of each sequence and head, for the dropout hash (`row_numbers`).
+    Weights are dropped at ``rate`` under ``seed``. numbers_NT: of the queries, for the dropout hash (`row_numbers`).
     """
-    return _forward(offset, rate, queries_BHTD, keys_BHTD, values_BHTD, seed, first_row_BH)[0]
+    return _forward(offset, rate, queries_NTD, keys_NMD, values_NMD, seed, numbers_NT)[0]
 
 
 def _forward(
-    offset: int, rate: float, queries: Array, keys: Array, values: Array, seed: Array, first_row: Array
+    offset: int | None, rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    call = _Call(queries.shape, offset, rate)
-    q, k, v = (call.padded(a) for a in (queries, keys, values))
+    call = _Call(queries, keys, offset, rate)
+    q, n = call.padded("query", queries, numbers)
+    k, v = call.padded("pair", keys, values)
     answers, log_total = call(
         _forward_kernel,
-        (seed, first_row),
-        {"query": (q,), "pair": (k, v)},
-        out={"query": (jax.ShapeDtypeStruct(q.shape, v.dtype),), "row": (call.row_shape,)},
-        scratch=((1, call.block), (1, call.block), (call.width, call.block)),
+        seed,
+        {"row": (n,), "query": (q,), "pair": (k, v)},
+        out={"query": (jax.ShapeDtypeStruct(q.shape, v.dtype),), "row": (jax.ShapeDtypeStruct(n.shape, jnp.float32),)},
+        scratch=((1, call.block["query"]), (1, call.block["query"]), (call.width, call.block["query"])),
     )
-    return call.cut(answers), (queries, keys, values, seed, first_row, answers, log_total)
+    return answers[:, : queries.shape[1]], (queries, keys, values, seed, numbers, answers, log_total)
 
 
 def _backward(
-    offset: int, rate: float, saved: tuple[Array, ...], gradient: Array
+    offset: int | None, rate: float, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, Array, Array, None, None]:
-    queries, keys, values, seed, first_row, answers, log_total = saved
-    call = _Call(queries.shape, offset, rate)
-    q, k, v, g = (call.padded(a) for a in (queries, keys, values, gradient.astype(queries.dtype)))
+    queries, keys, values, seed, numbers, answers, log_total = saved
+    call = _Call(queries, keys, offset, rate)
+    q, g, n = call.padded("query", queries, gradient.astype(queries.dtype), numbers)
+    k, v = call.padded("pair", keys, values)
     inner = jnp.einsum("ntd,ntd->nt", g, answers, preferred_element_type=jnp.float32)[:, None]
-    given = {"query": (q, g), "pair": (k, v), "row": (log_total, inner)}
-    like = functools.partial(jax.ShapeDtypeStruct, q.shape)
-    tile = (call.block, call.width)
-    (dq,) = call(_query_kernel, (seed, first_row), given, out={"query": (like(queries.dtype),)}, scratch=(tile,))
-    dk, dv = call(
-        _pair_kernel,
-        (seed, first_row),
-        given,
-        out={"pair": (like(keys.dtype), like(values.dtype))},
-        scratch=(tile, tile),
-        pairs_outside=True,
-    )
-    return call.cut(dq), call.cut(dk), call.cut(dv), None, None
+    given = {"row": (n, log_total, inner), "query": (q, g), "pair": (k, v)}
+    of_query = (jax.ShapeDtypeStruct(q.shape, q.dtype),)
+    of_pair = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
+    query_sum, pair_sum = ((call.block[kind], call.width) for kind in ("query", "pair"))
+    (dq,) = call(_query_kernel, seed, given, out={"query": of_query}, scratch=(query_sum,))
+    dk, dv = call(_pair_kernel, seed, given, out={"pair": of_pair}, scratch=(pair_sum, pair_sum), pairs_outside=True)
+    time, pairs = queries.shape[1], keys.shape[1]
+    return dq[:, :time], dk[:, :pairs], dv[:, :pairs], None, None
 
 
 pallas_retrieval.defvjp(_forward, _backward)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """Which pairs a query may see, and the share of weights that is dropped. ``pairs``: those that are not padding."""
+
+    offset: int | None
+    rate: float
+    pairs: int
+
+    def sees(self, query: Array, pair: Array) -> Array:
+        return pair < self.pairs if self.offset is None else pair <= query - self.offset
+
+    def any_seen(self, i: Array, j: Array, q: Any, k: Any) -> Array:
+        """Whether a query of block i may see a pair of block j; q, k: the blocks."""
+        last = i * q.shape[0] + q.shape[0] - 1
+        return self.sees(last, j * k.shape[0])
+
+
 class _Call:
-    """One geometry of blocks for all kernels; arrays are (N, T, D), N for sequences and heads, or (N, 1, T)."""
+    """One geometry of blocks for all kernels: "query" (N, T, D), "pair" (N, M, D) and, of queries, "row" (N, 1, T)."""
 
-    def __init__(self, shape_BHTD: tuple[int, ...], offset: int, rate: float):
-        self.shape, self.offset, self.rate = shape_BHTD, offset, rate
-        batch, heads, time, self.width = shape_BHTD
-        self.count, self.time = batch * heads, -(-time // LANES) * LANES
-        self.block = next(size for size in BLOCKS if self.time % size == 0)
-        self.row_shape = jax.ShapeDtypeStruct((self.count, 1, self.time), jnp.float32)
+    def __init__(self, queries: Array, keys: Array, offset: int | None, rate: float):
+        self.count, _, self.width = queries.shape
+        self.rule = _Rule(offset, rate, keys.shape[1])
+        self.size = {kind: -(-a.shape[1] // LANES) * LANES for kind, a in (("query", queries), ("pair", keys))}
+        self.block = {kind: next(b for b in BLOCKS if size % b == 0) for kind, size in self.size.items()}
 
-    def padded(self, a: Array) -> Array:
-        """Queries and pairs that are added come after all others, which never look ahead."""
-        a = a.reshape(self.count, *self.shape[2:])
-        return jnp.pad(a, ((0, 0), (0, self.time - a.shape[1]), (0, 0)))
-
-    def cut(self, a: Array) -> Array:
-        return a[:, : self.shape[2]].reshape(self.shape)
+    def padded(self, kind: str, *arrays: Array) -> list[Array]:
+        """Arrays of queries or pairs in whole blocks, (N, T) as (N, 1, T). The rest does not see what is added."""
+        pads = ((0, self.size[kind] - arrays[0].shape[1]), (0, 0))
+        return [jnp.pad(a, ((0, 0), *pads)) if a.ndim == 3 else jnp.pad(a, ((0, 0), pads[0]))[:, None] for a in arrays]
 
     def __call__(
         self,
         kernel: Callable[..., None],
-        numbers: tuple[Array, Array],
+        seed: Array,
         arrays: Mapping[str, tuple[Array, ...]],
         out: Mapping[str, tuple[Any, ...]],
         scratch: tuple[tuple[int, int], ...],
         pairs_outside: bool = False,
     ) -> list[Array]:
         """Runs ``kernel`` on blocks: pairs inside queries, or queries inside pairs (``pairs_outside``)."""
+        order = ("pair", "query") if pairs_outside else ("query", "pair")
 
         def spec(kind: str) -> pl.BlockSpec:
-            query, pair = (2, 1) if pairs_outside else (1, 2)
-            place = pair if kind == "pair" else query
+            place = 1 + order.index("pair" if kind == "pair" else "query")
             if kind == "row":
-                return pl.BlockSpec((None, 1, self.block), lambda *ids: (ids[0], 0, ids[place]))
-            return pl.BlockSpec((None, self.block, self.width), lambda *ids: (ids[0], ids[place], 0))
+                return pl.BlockSpec((None, 1, self.block["query"]), lambda *ids: (ids[0], 0, ids[place]))
+            return pl.BlockSpec((None, self.block[kind], self.width), lambda *ids: (ids[0], ids[place], 0))
 
         def flat(groups: Mapping[str, tuple[Any, ...]]) -> tuple[list[Any], list[pl.BlockSpec]]:
             pairs = [(value, spec(kind)) for kind, values in groups.items() for value in values]
@@ -123,25 +134,21 @@ class _Call:
 
         given, in_specs = flat(arrays)
         shapes, out_specs = flat(out)
-        blocks = self.time // self.block
-        seed, first_row = (jnp.asarray(number, jnp.uint32).reshape(-1) for number in numbers)
-        in_scalar_memory = pl.BlockSpec(memory_space=pltpu.SMEM)
         return pl.pallas_call(
-            functools.partial(kernel, self.offset, self.rate),
-            grid=(self.count, blocks, blocks),
-            in_specs=[in_scalar_memory, in_scalar_memory, *in_specs],
+            functools.partial(kernel, self.rule),
+            grid=(self.count, *(self.size[kind] // self.block[kind] for kind in order)),
+            in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs],
             out_specs=out_specs,
             out_shape=shapes,
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        )(seed, first_row, *given)
+        )(jnp.asarray(seed, jnp.uint32).reshape(1), *given)
 
 
 def _forward_kernel(
-    offset: int, rate: float, seed: Any, first_row: Any, q: Any, k: Any, v: Any, answer: Any, log_total: Any, *sums: Any
+    rule: _Rule, seed: Any, number: Any, q: Any, k: Any, v: Any, answer: Any, log_total: Any, *sums: Any
 ) -> None:
     i, j = pl.program_id(1), pl.program_id(2)
-    block = q.shape[0]
     top, total, weighted = sums
 
     @pl.when(j == 0)
@@ -150,16 +157,16 @@ def _forward_kernel(
         total[...] = jnp.zeros_like(total)
         weighted[...] = jnp.zeros_like(weighted)
 
-    @pl.when(_any_past(i, j, block, offset))
+    @pl.when(rule.any_seen(i, j, q, k))
     def _() -> None:
-        past, keep = _masks(offset, rate, seed, first_row, i, j, block)
-        scores = jnp.where(past, _dot(k[...], q[...], (1, 1)), NEVER)
+        seen, keep = _masks(rule, seed, number, i, j, q, k)
+        scores = jnp.where(seen, _dot(k[...], q[...], (1, 1)), NEVER)
         largest = jnp.maximum(top[...], jnp.max(scores, axis=0, keepdims=True))
-        weights = jnp.where(past, jnp.exp(scores - largest), 0.0)
+        weights = jnp.where(seen, jnp.exp(scores - largest), 0.0)
         share = jnp.exp(top[...] - largest)
         top[...] = largest
         total[...] = share * total[...] + jnp.sum(weights, axis=0, keepdims=True)
-        dropped = _drop(weights, keep, rate).astype(v.dtype)
+        dropped = _drop(weights, keep, rule.rate).astype(v.dtype)
         weighted[...] = share * weighted[...] + _dot(v[...], dropped, (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
@@ -172,7 +179,7 @@ def _forward_kernel(
 
 
 def _query_kernel(
-    offset: int, rate: float, seed: Any, first_row: Any, q: Any, g: Any, k: Any, v: Any, log_total: Any, inner: Any,
+    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, q: Any, g: Any, k: Any, v: Any,
     dq: Any, sum_dq: Any,
 ) -> None:  # fmt: skip
     i, j = pl.program_id(1), pl.program_id(2)
@@ -181,9 +188,9 @@ def _query_kernel(
     def _() -> None:
         sum_dq[...] = jnp.zeros_like(sum_dq)
 
-    @pl.when(_any_past(i, j, q.shape[0], offset))
+    @pl.when(rule.any_seen(i, j, q, k))
     def _() -> None:
-        _, dscores = _weights(offset, rate, seed, first_row, i, j, q, g, k, v, log_total, inner)
+        _, dscores = _weights(rule, seed, number, log_total, inner, i, j, q, g, k, v)
         sum_dq[...] += _dot(dscores, k[...], (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
@@ -192,7 +199,7 @@ def _query_kernel(
 
 
 def _pair_kernel(
-    offset: int, rate: float, seed: Any, first_row: Any, q: Any, g: Any, k: Any, v: Any, log_total: Any, inner: Any,
+    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, q: Any, g: Any, k: Any, v: Any,
     dk: Any, dv: Any, sum_dk: Any, sum_dv: Any,
 ) -> None:  # fmt: skip
     j, i = pl.program_id(1), pl.program_id(2)
@@ -202,9 +209,9 @@ def _pair_kernel(
         sum_dk[...] = jnp.zeros_like(sum_dk)
         sum_dv[...] = jnp.zeros_like(sum_dv)
 
-    @pl.when(_any_past(i, j, q.shape[0], offset))
+    @pl.when(rule.any_seen(i, j, q, k))
     def _() -> None:
-        dropped, dscores = _weights(offset, rate, seed, first_row, i, j, q, g, k, v, log_total, inner)
+        dropped, dscores = _weights(rule, seed, number, log_total, inner, i, j, q, g, k, v)
         sum_dk[...] += _dot(dscores, q[...], (1, 0))
         sum_dv[...] += _dot(dropped, g[...], (1, 0))
 
@@ -215,33 +222,23 @@ def _pair_kernel(
 
 
 def _weights(
-    offset: int, rate: float, seed: Any, first_row: Any, i: Array, j: Array, q: Any, g: Any, k: Any, v: Any,
-    log_total: Any, inner: Any,
-) -> tuple[Array, Array]:  # fmt: skip
+    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, i: Array, j: Array, q: Any, g: Any, k: Any, v: Any
+) -> tuple[Array, Array]:
     """Weights of a block after dropout, and the gradients of its scores, both in the type of the queries."""
-    past, keep = _masks(offset, rate, seed, first_row, i, j, q.shape[0])
-    weights = jnp.where(past, jnp.exp(_dot(k[...], q[...], (1, 1)) - log_total[...]), 0.0)
-    dweights = _drop(_dot(v[...], g[...], (1, 1)), keep, rate)
+    seen, keep = _masks(rule, seed, number, i, j, q, k)
+    weights = jnp.where(seen, jnp.exp(_dot(k[...], q[...], (1, 1)) - log_total[...]), 0.0)
+    dweights = _drop(_dot(v[...], g[...], (1, 1)), keep, rule.rate)
     dscores = weights * (dweights - inner[...])
-    return _drop(weights, keep, rate).astype(q.dtype), dscores.astype(q.dtype)
+    return _drop(weights, keep, rule.rate).astype(q.dtype), dscores.astype(q.dtype)
 
 
-def _any_past(i: Array, j: Array, block: int, offset: int) -> Array:
-    """Whether a query of block i may see a pair of block j."""
-    return j * block <= i * block + block - 1 - offset
-
-
-def _masks(
-    offset: int, rate: float, seed: Any, first_row: Any, i: Array, j: Array, block: int
-) -> tuple[Array, Array | None]:
+def _masks(rule: _Rule, seed: Any, number: Any, i: Array, j: Array, q: Any, k: Any) -> tuple[Array, Array | None]:
     """Which pairs (rows) queries (columns) may see, and which weights are kept, if any are dropped."""
-    pair = j * block + lax.broadcasted_iota(jnp.int32, (block, block), 0)
-    query = i * block + lax.broadcasted_iota(jnp.int32, (block, block), 1)
-    past = pair <= query - offset
-    if rate == 0:
-        return past, None
-    row = first_row[pl.program_id(0)] + query[:1].astype(jnp.uint32)
-    return past, keep_mask(seed[0], row, pair, rate)
+    shape = k.shape[0], q.shape[0]
+    pair = j * shape[0] + lax.broadcasted_iota(jnp.int32, shape, 0)
+    query = i * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1)
+    keep = keep_mask(seed[0], number[...], pair, rule.rate) if rule.rate else None
+    return rule.sees(query, pair), keep
 
 
 def _drop(weights: Array, keep: Array | None, rate: float) -> Array:

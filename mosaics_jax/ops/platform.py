@@ -23,23 +23,31 @@ def one_cpu_device() -> bool:
     return platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
+def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
+    """Axes of the mesh in force that the logical axis rules split ``name`` over; none if they do not divide size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    (entry,) = nn.logical_to_mesh_axes((name,)) or (None,)
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    return () if size % math.prod(mesh.shape[axis] for axis in axes) else axes
+
+
+def parted() -> bool:
+    """Whether the code at hand is for arrays of a whole mesh: not for one device, nor already for its part."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and AxisType.Manual not in mesh.axis_types
+
+
 def per_device(function: Callable[..., Array], *arrays: Array, names: Sequence[Sequence[str | None]]) -> Array:
     """``function(*arrays)``, each device computing with its own part: for kernels, which XLA cannot split.
 
-    ``names``: the logical axes of each array. Those that the rules in force give to mesh axes, and that these divide,
-    are split; the result is split as the first array is.
+    ``names``: the logical axes of each array, which are split as `mesh_axes` says; the result is split as the first
+    array is.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:  # the last: one device's part already
+    if not parted():
         return function(*arrays)
-
-    def spec(array: Array, names: Sequence[str | None]) -> PartitionSpec:
-        split: list[tuple[str, ...]] = []
-        for size, name in zip(array.shape, names, strict=True):
-            (axes,) = nn.logical_to_mesh_axes((name,)) or (None,)
-            axes = (axes,) if isinstance(axes, str) else axes or ()
-            split.append(axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ())
-        return PartitionSpec(*split)
-
-    specs = tuple(spec(array, axes) for array, axes in zip(arrays, names, strict=True))
+    specs = tuple(
+        PartitionSpec(*(mesh_axes(name, size) for name, size in zip(axes, array.shape, strict=True)))
+        for array, axes in zip(arrays, names, strict=True)
+    )
     return jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)

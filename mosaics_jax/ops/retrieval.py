@@ -147,12 +147,14 @@ def _stored_blockwise(queries_BTHD: Array, keys_BHND: Array, values_BHND: Array,
 
 
 def _pallas(queries: Array, keys: Array, values: Array, seed: Array, offset: int, rate: float) -> Array:
-    def retrieve(queries: Array, keys: Array, values: Array, first_row_BH: Array) -> Array:
-        return pallas_retrieval(offset, rate, queries, keys, values, seed, first_row_BH)
+    def retrieve(queries: Array, keys: Array, values: Array, numbers: Array, seed: Array) -> Array:
+        folded = (a.reshape(-1, *a.shape[2:]) for a in (queries, keys, values))
+        answers = pallas_retrieval(offset, rate, *folded, seed, numbers.reshape(-1, numbers.shape[-1]))
+        return answers.reshape(values.shape)
 
-    first_row_BH = row_numbers(*queries.shape[:3])[..., 0]
-    names = [("batch", "activation_heads", None, None)] * 3 + [("batch", "activation_heads")]
-    return per_device(retrieve, queries, keys, values, first_row_BH, names=names)
+    rows = ("batch", "activation_heads", None)
+    arrays = queries, keys, values, row_numbers(*queries.shape[:3]), seed
+    return per_device(retrieve, *arrays, names=(*[(*rows, None)] * 3, rows, ()))
 
 
 def _naive(queries: Array, keys: Array, values: Array, seed: Array, offset: int, rate: float) -> Array:

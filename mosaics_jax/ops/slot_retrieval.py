@@ -10,7 +10,8 @@ from jax import lax
 
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.ops.platform import one_cpu_device, platform
+from mosaics_jax.ops.pallas_retrieval import pallas_retrieval
+from mosaics_jax.ops.platform import one_cpu_device, per_device, platform
 from mosaics_jax.ops.retrieval import RetrievalForm
 from mosaics_jax.shapes import Array
 
@@ -23,37 +24,34 @@ def slot_retrieval(
     dropout_rate: float = 0.0,
     dropout_seed: Array | None = None,
     form: RetrievalForm = RetrievalForm.AUTO,
-    numbers_BTH: Array | None = None,
 ) -> Array:
     """Answers every query from M fixed slots; the mean over K banks, each with its own softmax.
 
-    Returns (B, T, H, D) in the type of the values. BLOCKWISE, which AUTO picks, holds the weights of one block of
-    queries at a time, forward and backward. numbers_BTH: of the queries, for dropout, where they are a part of more
-    (default: `row_numbers`).
+    Returns (B, T, H, D) in the type of the values. BLOCKWISE holds the weights of one block of queries at a time,
+    forward and backward; PALLAS none outside of the chip. AUTO is PALLAS on TPU, else BLOCKWISE; so are the forms that
+    know no slots, CUDNN and SPLASH.
     """
     chex.assert_equal_shape([keys_KHMD, values_KHMD])
     chex.assert_shape(keys_KHMD, (None, queries_BTHD.shape[2], None, queries_BTHD.shape[3]))
     seed = check_seed(dropout_rate, dropout_seed)
-    if numbers_BTH is None:
-        batch, time, heads, _ = queries_BTHD.shape
-        numbers_BTH = jnp.swapaxes(row_numbers(batch, heads, time), 1, 2)
-    banks = zip(keys_KHMD, values_KHMD, _bank_seeds(seed, len(keys_KHMD)), strict=True)
-    if form is RetrievalForm.NAIVE:
-        answers = [
-            _slots_naive(queries_BTHD, keys, values, bank_seed, numbers_BTH, dropout_rate)
-            for keys, values, bank_seed in banks
-        ]
-    else:
-        answers = [_slots_over_heads(dropout_rate, queries_BTHD, *bank, numbers_BTH) for bank in banks]
-    return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
+    batch, time, heads, _ = queries_BTHD.shape
+    numbers_BTH = jnp.swapaxes(row_numbers(batch, heads, time), 1, 2)
 
+    def on_device(queries: Array, keys_KHMD: Array, values_KHMD: Array, numbers: Array, seed: Array) -> Array:
+        retrieve = functools.partial(_FORMS.get(form, _slots_quickest), dropout_rate)
+        seeds = seed + jnp.arange(len(keys_KHMD), dtype=jnp.uint32)
+        banks = zip(keys_KHMD, values_KHMD, seeds, strict=True)
+        answers = [retrieve(queries, *bank, numbers) for bank in banks]
+        return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
-def _bank_seeds(seed: Array, banks: int) -> Array:
-    return seed + jnp.arange(banks, dtype=jnp.uint32)
+    # Queries do not meet. Left to itself, XLA would gather slots and sum their gradients once a block of queries.
+    queries, slots = ("batch", "time", "activation_heads"), (None, "activation_heads", None, None)
+    arrays = queries_BTHD, keys_KHMD, values_KHMD, numbers_BTH, seed
+    return per_device(on_device, *arrays, names=((*queries, None), slots, slots, queries, ()))
 
 
 def _slots_naive(
-    queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, numbers_BTH: Array, rate: float
+    rate: float, queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, numbers_BTH: Array
 ) -> Array:
     scores = jnp.einsum(
         "bthd,hmd->bhtm", queries_BTHD, keys_HMD, preferred_element_type=accumulation_dtype(queries_BTHD)
@@ -65,8 +63,15 @@ def _slots_naive(
     return jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD)
 
 
-# Blocks are cut along T and keep the whole batch, so that a batch that is spread over devices stays spread. Inside a
-# block B and T are folded into one axis of queries: the slots are read once for all of them.
+def _slots_pallas(rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array) -> Array:
+    rows, heads = numbers.size // numbers.shape[-1], numbers.shape[-1]
+    folded = jnp.moveaxis(queries, 2, 0).reshape(heads, rows, -1)
+    numbers = jnp.moveaxis(numbers, 2, 0).reshape(heads, rows)
+    answers = pallas_retrieval(None, rate, folded, keys, values, seed, numbers)
+    return jnp.moveaxis(answers.reshape(heads, *queries.shape[:2], -1), 0, 2)
+
+
+# Blocks are cut along T. Inside one, B and T are folded into one axis of queries: the slots are read once for all.
 
 
 def _fold(x_BTHD: Array) -> Array:
@@ -163,3 +168,14 @@ def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> t
 
 
 _slots_blockwise.defvjp(_slots_forward, _slots_backward)
+
+
+def _slots_quickest(*args: Any) -> Array:
+    return _slots_pallas(*args) if platform() == "tpu" else _slots_over_heads(*args)
+
+
+_FORMS = {
+    RetrievalForm.NAIVE: _slots_naive,
+    RetrievalForm.BLOCKWISE: _slots_over_heads,
+    RetrievalForm.PALLAS: _slots_pallas,
+}

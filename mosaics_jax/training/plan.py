@@ -1,16 +1,13 @@
-"""What a training step will take on a TPU slice that is not here: compiled ahead of time, never run."""
+"""What a training step will take on chips that are not here: compiled ahead of time, never run."""
 
 import dataclasses
-import importlib.util
 import math
-import os
 import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.shapes import Params
@@ -18,29 +15,7 @@ from mosaics_jax.training.compiled import Program, Traffic
 from mosaics_jax.training.mesh import RULES, batch_sharding, check_rows, make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask
 from mosaics_jax.training.state import Task, count_parameters, make_trainer
-
-GIB = 2.0**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A TPU chip, as its maker specifies it: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e, read in 2026-11.
-
-    flops: a second, bfloat16. hbm: bytes; the compiler itself keeps some of them. hbm_rate: bytes a second. ici_rate:
-    bytes a second over all links in one direction, half of the "bidirectional" figure.
-    """
-
-    flops: float
-    hbm: float
-    hbm_rate: float
-    ici_rate: float
-
-
-CHIPS = {
-    "v5e": Chip(flops=197e12, hbm=16 * GIB, hbm_rate=819e9, ici_rate=200e9),
-    "v5p": Chip(flops=459e12, hbm=95 * GIB, hbm_rate=2765e9, ici_rate=600e9),
-    "v6e": Chip(flops=918e12, hbm=32 * GIB, hbm_rate=1638e9, ici_rate=400e9),
-}
+from mosaics_jax.training.topology import GIB, Chip, slice_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +44,7 @@ class Plan:
         return {
             "products": self.executed_flops / (utilisation * self.chip.flops),
             "memory": self.traffic.hbm / self.chip.hbm_rate,
-            "links": sent / self.chip.ici_rate,
+            "links": sent / self.chip.link_rate,
         }
 
 
@@ -79,31 +54,6 @@ class TooLarge(UserError):
     def __init__(self, needed: float, hbm: float, state: float) -> None:
         super().__init__(f"a step needs {needed / GIB:.1f} GiB on each chip, which has {hbm / GIB:.2f} GiB")
         self.needed, self.hbm, self.state = needed, hbm, state
-
-
-def slice_devices(topology: str) -> tuple[Chip, list[Any]]:
-    """The chip and the devices of a slice named as ``v5e:4x4``. Raises UserError if there is none of that name.
-
-    The devices can be compiled for and nothing else. Comes before any other use of JAX in the process.
-    """
-    name, _, shape = topology.partition(":")
-    if name not in CHIPS or not re.fullmatch(r"\d+x\d+" + (r"x\d+" if name == "v5p" else ""), shape):
-        raise UserError(
-            f"--topology={topology}: write CHIP:SHAPE, with a chip of {', '.join(CHIPS)} and its chips along each "
-            "side, as in v5e:4x4, v6e:8x8 or v5p:4x4x4"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("a plan needs libtpu, the compiler for TPU, which runs on any machine: pip install 'jax[tpu]'")
-    # libtpu looks for the machine it is on, at length and aloud, unless told; and it locks chips that it does not use.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    for key, value in {**quiet, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
-        os.environ.setdefault(key, value)
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0].partition(": ")[2]
-        raise UserError(f"--topology={topology}: there is no such slice ({reason})") from None
 
 
 def make_plan(
@@ -129,20 +79,23 @@ def make_plan(
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(error, parameters + moments, chip) from None
-    memory = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
+    memory = {
+        "parameters": parameters,
+        "optimizer": moments,
+        "batch": analysis.argument_size_in_bytes - parameters - moments,
+        "temporaries": analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+    if sum(memory.values()) > chip.hbm:  # which compilers for GPUs leave to be found out
+        raise TooLarge(sum(memory.values()), chip.hbm, parameters + moments)
     boxed = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     return Plan(
         devices=mesh.size,
         mesh={name: size for name, size in mesh.shape.items() if size > 1},
         parameters=count_parameters(trainer.abstract.params),
         tokens=task.tokens_per_step,
-        memory={
-            "parameters": parameters,
-            "optimizer": moments,
-            "batch": memory.argument_size_in_bytes - parameters - moments,
-            "temporaries": memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "program": memory.generated_code_size_in_bytes,
-        },
+        memory=memory,
         hbm=chip.hbm,
         model_flops=model_flops(boxed, task.tokens_per_step, untied, attended),
         executed_flops=product_flops(traced.jaxpr.jaxpr) / mesh.size,

@@ -1,4 +1,4 @@
-"""Plans for TPU slices: compiled for one, refused in one line."""
+"""Plans for chips that are not here: compiled for them, refused in one line."""
 
 import importlib.util
 import json
@@ -10,16 +10,26 @@ from tests.experiments.entries import refused, run
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'jax[tpu]')"
 )
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="jax-cuda13-plugin is not installed"
+)
 SIZES = ("--n_layer=2", "--n_head=2", "--n_embd=128", "--pmem_size=64", "--vocab_size=512", "--scan_layers")
 TINY = (*SIZES, "--context_length=128", "--batch_size=8", "--dtype=bfloat16")
 
 
-@needs_libtpu
-def test_a_plan(tmp_path):
+@pytest.mark.parametrize(
+    ("topology", "peak"),
+    [
+        pytest.param("v5e:2x2", "197 TFLOP/s", marks=needs_libtpu),
+        pytest.param("v5p:2x2x1", "459 TFLOP/s", marks=needs_libtpu),
+        pytest.param("h100:2x2", "989 TFLOP/s", marks=needs_cuda),
+    ],
+)
+def test_a_plan(tmp_path, topology, peak):
     path = tmp_path / "plan.json"
-    done = run("plan", *TINY, "--topology=v5e:2x2", "--mesh=data:2,fsdp:2", f"--json={path}")
+    done = run("plan", *TINY, f"--topology={topology}", "--mesh=data:2,fsdp:2", f"--json={path}")
     assert done.returncode == 0, done.stderr
-    for part in ("memory a chip: ", "model FLOPs a step: ", "all-gather ", "estimated step: ", "197 TFLOP/s"):
+    for part in ("memory a chip: ", "model FLOPs a step: ", "all-gather ", "estimated step: ", peak):
         assert part in done.stdout
     plan = json.loads(path.read_text())
     # Six matrices of 128 x 128 a block with the slots' two of 64 x 128, the head, and the pairs of retrieval.
@@ -48,7 +58,7 @@ def test_plans_that_cannot_be(flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--topology=v5e"], "--topology=v5e: write CHIP:SHAPE, with a chip of v5e, v5p, v6e"),
+        (["--topology=v5e"], "--topology=v5e: write CHIP:SHAPE, with a chip of v5e, v5p, v6e, h100"),
         (["--model=mosaic,gpt2"], "a plan is of one model"),
     ],
 )
@@ -56,8 +66,11 @@ def test_plans_that_are_badly_asked_for(flags, message):
     assert message in refused("plan", *TINY, *flags)
 
 
-@needs_libtpu
-def test_a_step_that_does_not_fit():
-    big = ("--n_layer=1", "--n_embd=4096", "--n_head=2", "--pmem_size=8", "--vocab_size=262144", "--batch_size=4")
-    line = refused("plan", *big, "--context_length=8", "--attn_only", "--topology=v5e:2x2")
+@pytest.mark.parametrize(
+    ("topology", "width"),
+    [pytest.param("v5e:2x2", 4096, marks=needs_libtpu), pytest.param("h100:4", 32768, marks=needs_cuda)],
+)
+def test_a_step_that_does_not_fit(topology, width):
+    big = ("--n_layer=1", f"--n_embd={width}", "--n_head=2", "--pmem_size=8", "--vocab_size=262144", "--batch_size=4")
+    line = refused("plan", *big, "--context_length=8", "--attn_only", f"--topology={topology}")
     assert "a step needs" in line and "split them over more chips" in line

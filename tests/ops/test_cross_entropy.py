@@ -18,11 +18,11 @@ def targets_of(batch, time):
     return targets.astype(np.int32)
 
 
-def definition(hidden, head, targets, scale):
+def definition(hidden, head, targets, scale, z_loss=0.0):
     logits = scale * jnp.einsum("btc,vc->btv", hidden, head)
-    log_p = logits - jnp.log(jnp.exp(logits).sum(-1, keepdims=True))
-    picked = jnp.take_along_axis(log_p, jnp.where(targets < 0, 0, targets)[..., None], axis=-1)[..., 0]
-    return -jnp.where(targets < 0, 0, picked).sum() / (targets >= 0).sum()
+    log_z = jnp.log(jnp.exp(logits).sum(-1))
+    chosen = jnp.take_along_axis(logits, jnp.where(targets < 0, 0, targets)[..., None], axis=-1)[..., 0]
+    return jnp.where(targets < 0, 0, log_z - chosen + z_loss * log_z**2).sum() / (targets >= 0).sum()
 
 
 # 2 x 301 positions are more than one block of logits.
@@ -39,6 +39,16 @@ def test_mean_loss(assert_same, normal, dtype, time):
         forms.append(through_logits)
     args = (normal(2, time, 8), normal(VOCAB, 8, seed=1))
     assert_same(functools.partial(definition, targets=targets, scale=0.5), forms, args, dtype)
+
+
+def test_z_loss(assert_same, normal):
+    targets = targets_of(2, 301)
+
+    def form(hidden, head):
+        return head_cross_entropy(hidden, head, targets, 0.5, 0.1)[0]
+
+    args = (normal(2, 301, 8), normal(VOCAB, 8, seed=1))
+    assert_same(functools.partial(definition, targets=targets, scale=0.5, z_loss=0.1), [form], args, "float32")
 
 
 def test_count_and_types(normal):

@@ -6,6 +6,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from mosaics_jax.ops import RetrievalForm, slot_retrieval
 
@@ -40,6 +41,21 @@ def test_slot_dropout_is_the_same_in_every_form(assert_same, normal):
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, blockwise = (functools.partial(slot_retrieval, form=form, **common) for form in FORMS)
     assert_same(naive, [blockwise], args)
+
+
+@pytest.mark.parametrize("dtype, time, slots", [("float32", 150, 7), ("float32", 63, 300), ("bfloat16", 63, 300)])
+def test_the_kernel_for_tpu(assert_same, normal, dtype, time, slots):
+    """By an interpreter, several blocks of queries or of slots; the same weights are dropped."""
+    args = (normal(2, time, 3, 4), normal(1, 3, slots, 4, seed=1), normal(1, 3, slots, 4, seed=2))
+    with pltpu.force_tpu_interpret_mode():
+        assert_same(slot_definition, [functools.partial(slot_retrieval, form=RetrievalForm.PALLAS)], args, dtype)
+        if dtype == "float32":
+            common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+            naive, pallas = (
+                functools.partial(slot_retrieval, form=form, **common)
+                for form in (RetrievalForm.NAIVE, RetrievalForm.PALLAS)
+            )
+            assert_same(naive, [pallas], args)
 
 
 def test_slot_dropout_share():
