@@ -9,7 +9,7 @@ demo: install
 	$(RUN) -m experiments.babistories --flagfile=experiments/flags/demo.flags --workdir=runs/demo
 
 test: install
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist=worksteal
 
 lint: install
 	$(VENV)/bin/ruff format --check $(CODE)
