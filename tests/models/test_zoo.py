@@ -28,7 +28,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 LINEAR = {"fields": {"n_embd": 64, "short_convolution": 4}, "rate": 5e-3}
 TRAINING: dict[str, dict[str, Any]] = {
     "lstm": {"rate": 5e-3, "rows": 128},
-    **dict.fromkeys(("linear_transformer", "retnet", "gla", "deltanet"), LINEAR),
+    **dict.fromkeys(("linear_transformer", "gla", "deltanet"), LINEAR),
+    "retnet": LINEAR | {"steps": 600},
 }
 ZOO = [name for name, (config_class, _) in SEQUENCE_MODELS.items() if issubclass(config_class, ZooConfig)]
 

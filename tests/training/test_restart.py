@@ -1,6 +1,7 @@
 """A run killed again and again ends where the uninterrupted run ends, bit for bit."""
 
 import dataclasses
+import os
 import pathlib
 import random
 import signal
@@ -29,7 +30,14 @@ def start(tmp_path, request):
     def run(workdir):
         cache = request.config.rootpath / ".cache" / "jax"
         command = [sys.executable, "-u", PROGRAM, workdir, "--cache", cache]
-        environment = {"PYTHONPATH": str(request.config.rootpath), "PATH": "", "HOME": str(tmp_path)}
+        # The same flags for XLA: programs compiled in other ways differ in the last bit.
+        flags = os.environ.get("XLA_FLAGS", "")
+        environment = {
+            "PYTHONPATH": str(request.config.rootpath),
+            "PATH": "",
+            "HOME": str(tmp_path),
+            "XLA_FLAGS": flags,
+        }
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
         )
