@@ -32,6 +32,10 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=False)
         self.dropout = nn.Dropout(dropout)
+        # As GPT-2 begins: with wider embeddings, torch's own, gradients are denormal numbers, which take CPUs long.
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         x = self.dropout(self.embedding(tokens) + self.positions.weight[: tokens.shape[1]])

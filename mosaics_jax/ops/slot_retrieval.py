@@ -1,6 +1,7 @@
 """Retrieval from a persistent memory: its pairs are parameters, the same for every query (v1 section 5)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -95,17 +96,22 @@ def slot_rows() -> int:
     return 512 if platform() == "cpu" else 65536
 
 
-def _slots_over_heads(rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array) -> Array:
-    """`_slots_blockwise`, of one head at a time where that makes the blocks of a cache larger."""
+def _over_heads(
+    function: Callable[..., tuple[Array, ...]], arrays: tuple[Array, ...], axes: tuple[int, ...], out: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """``function(*arrays)``; of one head at a time where that makes the blocks of a cache larger.
+
+    axes, out: the axis of heads in each array and in each result.
+    """
     if not one_cpu_device():
-        return _slots_blockwise(rate, queries, keys, values, seed, numbers)
+        return function(*arrays)
 
-    def head(one: tuple[Array, ...]) -> Array:
-        queries, keys, values, numbers = one
-        return _slots_blockwise(rate, queries[:, :, None], keys[None], values[None], seed, numbers[:, :, None])[:, :, 0]
+    def head(one: tuple[Array, ...]) -> tuple[Array, ...]:
+        results = function(*(jnp.expand_dims(a, axis) for a, axis in zip(one, axes, strict=True)))
+        return tuple(jnp.squeeze(a, axis) for a, axis in zip(results, out, strict=True))
 
-    answers = lax.map(head, (jnp.moveaxis(queries, 2, 0), keys, values, jnp.moveaxis(numbers, 2, 0)))
-    return jnp.moveaxis(answers, 0, 2)
+    results = lax.map(head, tuple(jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)))
+    return tuple(jnp.moveaxis(a, 0, axis) for a, axis in zip(results, out, strict=True))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -120,6 +126,17 @@ def _slot_keep(seed: Array, rows: Array, slots: int, rate: float) -> Array:
 def _slots_forward(
     rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array
 ) -> tuple[Array, tuple[Array, ...]]:
+    def of_heads(queries: Array, keys: Array, values: Array, numbers: Array) -> tuple[Array, Array]:
+        return _answers(rate, queries, keys, values, seed, numbers)
+
+    answers, log_total = _over_heads(of_heads, (queries, keys, values, numbers), (2, 0, 0, 2), (2, 1))
+    return answers, (queries, keys, values, seed, numbers, answers, log_total)
+
+
+def _answers(
+    rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array
+) -> tuple[Array, Array]:
+    """The answers (B, T, H, D), and the logarithms of the summed weights (blocks, H, rows of a block)."""
     dtype = accumulation_dtype(queries)
 
     def block(_: None, xs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
@@ -134,14 +151,26 @@ def _slots_forward(
         return None, ((answer / total[..., None]).astype(values.dtype), top + jnp.log(total))
 
     _, (answers, log_total) = lax.scan(block, None, (_fold(queries), _fold(numbers)))
-    answers = _unfold(answers, *queries.shape[:2])
-    return answers, (queries, keys, values, seed, numbers, answers, log_total)
+    return _unfold(answers, *queries.shape[:2]), log_total
 
 
 def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Any, ...]:
     queries, keys, values, seed, numbers, answers, log_total = saved
+    inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=accumulation_dtype(queries))
+
+    def of_heads(*arrays: Array) -> tuple[Array, Array, Array]:
+        return _gradients(rate, seed, *arrays)
+
+    arrays = queries, keys, values, gradient, numbers, log_total, inner
+    return *_over_heads(of_heads, arrays, (2, 0, 0, 2, 2, 1, 2), (2, 0, 0)), None, None
+
+
+def _gradients(
+    rate: float, seed: Array, queries: Array, keys: Array, values: Array, gradient: Array, numbers: Array,
+    log_total: Array, inner: Array,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """Of queries, keys and values; ``inner``: of each answer with its gradient, (B, T, H)."""
     dtype = accumulation_dtype(queries)
-    inner = jnp.einsum("bthd,bthd->bth", gradient, answers, preferred_element_type=dtype)
 
     def block(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         dkeys, dvalues = carry
@@ -164,18 +193,18 @@ def _slots_backward(rate: float, saved: tuple[Array, ...], gradient: Array) -> t
     xs = (_fold(queries), _fold(gradient), _fold(numbers), log_total, _fold(inner))
     (dkeys, dvalues), dqueries = lax.scan(block, (zero_HDM, zero_HDM), xs)
     dkeys, dvalues = (jnp.swapaxes(d, 1, 2).astype(keys.dtype) for d in (dkeys, dvalues))
-    return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues, None, None
+    return _unfold(dqueries, *queries.shape[:2]), dkeys, dvalues
 
 
 _slots_blockwise.defvjp(_slots_forward, _slots_backward)
 
 
 def _slots_quickest(*args: Any) -> Array:
-    return _slots_pallas(*args) if platform() == "tpu" else _slots_over_heads(*args)
+    return _slots_pallas(*args) if platform() == "tpu" else _slots_blockwise(*args)
 
 
-_FORMS = {
+_FORMS: dict[RetrievalForm, Callable[..., Array]] = {
     RetrievalForm.NAIVE: _slots_naive,
-    RetrievalForm.BLOCKWISE: _slots_over_heads,
+    RetrievalForm.BLOCKWISE: _slots_blockwise,
     RetrievalForm.PALLAS: _slots_pallas,
 }
