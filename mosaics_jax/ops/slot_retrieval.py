@@ -101,9 +101,9 @@ def _over_heads(
 ) -> tuple[Array, ...]:
     """``function(*arrays)``; of one head at a time where that makes the blocks of a cache larger.
 
-    axes, out: the axis of heads in each array and in each result.
+    arrays: queries (B, T, H, D) first. axes, out: the axis of heads in each array and in each result.
     """
-    if not one_cpu_device():
+    if not one_cpu_device() or arrays[0][..., 0].size <= slot_rows():
         return function(*arrays)
 
     def head(one: tuple[Array, ...]) -> tuple[Array, ...]:
