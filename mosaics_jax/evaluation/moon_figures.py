@@ -73,7 +73,7 @@ def draw_error_curves(
         axes.set_title(signal, fontsize=10)
         axes.set_xlabel("context length (steps)")
         axes.text(total, 0.02, " total period", fontsize=7, transform=axes.get_xaxis_transform())
-        axes.text(max(singles), 0.02, " single\n periods", fontsize=7, transform=axes.get_xaxis_transform())
+        axes.text(max(singles), 0.02, " single periods", fontsize=7, transform=axes.get_xaxis_transform())
     first = figure.axes[0]
     first.set_ylim(bottom=0)
     first.set_ylabel(metric)
