@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             rows.append({"scanned": scan, "blocks": depth, **compiled(depth, scan)})
             say(f"{rows[-1]}")
     least = {scan: next(row["compile_s"] for row in rows if row["scanned"] is scan) for scan in (True, False)}
-    lines = [("blocks", "scanned", "lowering, s", "compiling, s", f"over {depths[0]} blocks")]
+    lines: list[tuple[str, ...]] = [("blocks", "scanned", "lowering, s", "compiling, s", f"over {depths[0]} blocks")]
     for row in rows:
         ratio = f"{row['compile_s'] / least[row['scanned']]:.2f}"
         seconds = (f"{row[name]:.1f}" for name in ("lower_s", "compile_s"))

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
             "MQAR, 512 x 64": iter(mqar.training_batches(recall, 512, 0)),
         }
         rows = [{"source": name, **rate(source)} for name, source in sources.items()]
-    lines = [("source", "tokens/s")] + [(row["source"], f"{row['tokens_per_s']:,.0f}") for row in rows]
+    lines = [("source", "tokens/s"), *((f"{row['source']}", f"{row['tokens_per_s']:,.0f}") for row in rows)]
     report(lines, {"batches": BATCHES, "repeats": REPEATS.value, "rows": rows})
 
 

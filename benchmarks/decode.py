@@ -8,6 +8,7 @@ values, and the mosaic run over its whole context again for each token, as the a
 """
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -92,7 +93,7 @@ def rates(tokens: int, seconds: list[float]) -> dict[str, float]:
     return {"tokens_per_s": median, "least": least, "most": most}
 
 
-def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def table(rows: list[dict[str, Any]]) -> Sequence[Sequence[str]]:
     """A line for each row, under a heading."""
     lines = [("model", "context", "prompt, s", "tokens/s", "least .. most")]
     for row in rows:

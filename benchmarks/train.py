@@ -10,6 +10,7 @@ FLOPs over time, by the rate of a lone 1024 x 768 x 3072 matmul of the same libr
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -209,7 +210,7 @@ def figures(size: str, params: int, batch: int, time: int, seconds: list[float],
     }
 
 
-def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def table(rows: list[dict[str, Any]]) -> Sequence[Sequence[str]]:
     """A line for each model, under a heading."""
     heading = ("model", "parameters", "batch", "s/step", "least .. most", "tokens/s", "peak MiB", "GFLOP/s", "share")
     lines = [heading]

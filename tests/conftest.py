@@ -7,8 +7,8 @@ import signal
 import jax
 import pytest
 
-# Most of a test's time is XLA's compilation: here to programs that are quick to compile rather than quick to run, a
-# quarter of it. Programs that tests start inherit this. XLA_FLAGS= pytest ... tests the quick programs instead.
+# Most of a test's time is XLA's compilation. With these flags it takes a quarter of that, and the programs run slower;
+# `XLA_FLAGS= pytest ...` tests the programs that users run. Those that tests start in other processes inherit them.
 COMPILE_QUICKLY = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )

@@ -18,7 +18,7 @@ from mosaics_jax.ops.pallas_retrieval import BLOCKS, LANES
 from mosaics_jax.shapes import Array
 
 
-def cudnn_can(queries_BTHD: Array) -> bool:
+def cudnn_can(queries_BTHD: Array | jax.ShapeDtypeStruct) -> bool:
     """Whether cuDNN's fused attention takes arrays like these: 16 bits, heads up to 128 wide by steps of 8."""
     width = queries_BTHD.shape[-1]
     return queries_BTHD.dtype in (jnp.bfloat16, jnp.float16) and width <= 128 and width % 8 == 0

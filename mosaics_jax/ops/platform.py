@@ -39,7 +39,7 @@ def parted() -> bool:
 
 
 def per_device(function: Callable[..., Array], *arrays: Array, names: Sequence[Sequence[str | None]]) -> Array:
-    """``function(*arrays)``, each device computing with its own part: for kernels, which XLA cannot split.
+    """``function(*arrays)``, each device with its own part: for kernels and loops that XLA cannot split.
 
     ``names``: the logical axes of each array, which are split as `mesh_axes` says; the result is split as the first
     array is.

@@ -9,6 +9,7 @@ import enum
 import functools
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -88,7 +89,7 @@ def causal_retrieval(
     return jnp.swapaxes(answers, 1, 2)
 
 
-def quickest_form(queries_BTHD: Array, dropout_rate: float) -> RetrievalForm:
+def quickest_form(queries_BTHD: Array | jax.ShapeDtypeStruct, dropout_rate: float) -> RetrievalForm:
     """What AUTO stands for."""
     if queries_BTHD.shape[1] <= blockwise.BLOCK:
         return RetrievalForm.NAIVE
