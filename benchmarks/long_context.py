@@ -1,4 +1,4 @@
-"""Memory and time of a training step as the context grows: 12 blocks, 768 wide, batch 1, blocks recomputed (remat).
+"""Memory and time of a training step as the context grows: 12 blocks, 768 wide, batch 1, blocks scanned and recomputed.
 
     python -m benchmarks.long_context [--lengths=512,1024,2048,4096,8192,16384] [--out=long_context.json]
 

@@ -96,6 +96,7 @@ def ours(case: Case) -> dict[str, Any]:
         "variant": case.variant,
         "context_length": time,
         "remat": case.remat,
+        "scan_layers": case.remat != "none",
     }
     fields = {field.name for field in dataclasses.fields(config_class)}
     config = config_class(**{name: value for name, value in given.items() if name in fields})

@@ -34,7 +34,11 @@ class GPT2Config:
     gelu: str = setting("tanh", "GELU of the baseline: tanh as in Library, erf as in nanoMosaics", ("tanh", "erf"))
     dropout: float = setting(0.05, "dropout of the baseline: embeddings, attention weights, outputs of units")
     dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
-    remat: str = setting("none", "what backward recomputes: nothing, all but products, all", ("none", "dots", "full"))
+    remat: str = setting(
+        "none",
+        "what backward recomputes: nothing, all but products, all; on CPU it needs scan_layers",
+        ("none", "dots", "full"),
+    )
     scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
     retrieval: str = setting("auto", "form of attention", tuple(form.value for form in RetrievalForm))
 

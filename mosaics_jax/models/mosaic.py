@@ -54,7 +54,11 @@ class MosaicConfig:
     hd_dropout: float = setting(0.05, "dropout after the output projection W_z of each unit")
     embed_dropout: float = setting(0.0, "dropout on embeddings")
     dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
-    remat: str = setting("none", "what backward recomputes: nothing, all but products, all", ("none", "dots", "full"))
+    remat: str = setting(
+        "none",
+        "what backward recomputes: nothing, all but products, all; on CPU it needs scan_layers",
+        ("none", "dots", "full"),
+    )
     scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
     retrieval: str = setting("auto", "form of retrieval", tuple(form.value for form in RetrievalForm))
 

@@ -31,7 +31,11 @@ class ZooConfig:
     skip_tokens: int = setting(0, "positions at the beginning that give no logits and carry no loss")
     dropout: float = setting(0.05, "dropout of the baseline: embeddings, attention weights, outputs of units")
     dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
-    remat: str = setting("none", "what backward recomputes: nothing, all but products, all", ("none", "dots", "full"))
+    remat: str = setting(
+        "none",
+        "what backward recomputes: nothing, all but products, all; on CPU it needs scan_layers",
+        ("none", "dots", "full"),
+    )
     scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
 
     def __post_init__(self) -> None:
