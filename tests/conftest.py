@@ -10,7 +10,7 @@ import pytest
 # Most of a test's time is XLA's compilation. With these flags it takes a quarter of that, and the programs run slower;
 # `XLA_FLAGS= pytest ...` tests the programs that users run. Those that tests start in other processes inherit them.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__ < (0, 11):  # which has compiled fusions in two ways
+if jax.__version_info__ < (0, 11):  # later ones do not know the flag
     COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", COMPILE_QUICKLY)
 
