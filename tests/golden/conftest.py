@@ -39,19 +39,17 @@ class Recording:
         model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
         return model, stack_layers(params) if config.scan_layers else params
 
-    def gradient(self, model, **compiler_options):
+    def gradient(self, model):
         """Compiled (params, tokens, targets) -> (loss, gradients)."""
 
         def loss(params, tokens, targets):
             return model.apply({"params": params}, tokens, targets, method="loss")[0]
 
-        return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options)
+        return jax.jit(jax.value_and_grad(loss))
 
-    def logits(self, model, **compiler_options):
+    def logits(self, model):
         """Compiled (params, tokens) -> logits."""
-        return jax.jit(
-            lambda params, tokens: model.apply({"params": params}, tokens), compiler_options=compiler_options
-        )
+        return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
 
     def named(self, tree):
         """A tree like the parameters as a dict under the names of the checkpoint, a tied matrix twice."""

@@ -33,9 +33,6 @@ MOSAICS = [
 TRANSFORMERS = ["nano_gpt", "nano_gpt_bias", "lib_gpt"]
 TRAJECTORIES = ["lib_base", "nano_mosaic", "nano_gpt", "nano_gpt_bias", "lib_gpt"]
 
-# Float64 compares formulas, not the compiler's choices: the cheapest compilation will do.
-CHEAP = {"xla_backend_optimization_level": 0}
-
 
 def check_gradients(recording, gradients, relative_error):
     ours, theirs = recording.named(gradients), recording.part("grad_f64/")
@@ -51,7 +48,7 @@ def test_float64(x64, recorded, relative_error, name):
     arrays, skip = recording.arrays, recording.config.skip_tokens
     model, params = recording.model("float64")
 
-    logits_of = recording.logits(model, **CHEAP)
+    logits_of = recording.logits(model)
     logits = logits_of(params, arrays["idx"])
     assert relative_error(logits, arrays["logits_f64"]) < EXACT
     assert relative_error(logits[:, -1:], arrays["logits_last_f64"]) < EXACT
@@ -67,7 +64,7 @@ def test_float64(x64, recorded, relative_error, name):
     losses = cross_entropy(logits[:, : short - skip], jnp.asarray(arrays["tgt_short"][:, skip:]))
     assert relative_error(losses.mean()[None], arrays["loss_short_f64"]) < EXACT
 
-    gradient = recording.gradient(model, **CHEAP)
+    gradient = recording.gradient(model)
     loss, gradients = gradient(params, arrays["idx"], arrays["tgt"])
     assert relative_error(loss[None], arrays["loss_f64"]) < EXACT
     check_gradients(recording, gradients, relative_error)
@@ -100,7 +97,7 @@ def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)
-    loss, gradients = recording.gradient(model, **CHEAP)(params, recording.arrays["idx"], recording.arrays["tgt"])
+    loss, gradients = recording.gradient(model)(params, recording.arrays["idx"], recording.arrays["tgt"])
     assert relative_error(loss[None], recording.arrays["loss_f64"]) < EXACT
     check_gradients(recording, gradients, relative_error)
 
@@ -161,7 +158,7 @@ def test_ten_training_steps(x64, recorded, name):
     recording, trajectory = recorded(name), recorded(f"{name}_train10")
     theirs = trajectory.arrays
     model, params = recording.model("float64")
-    gradient = recording.gradient(model, **CHEAP)
+    gradient = recording.gradient(model)
     config = OptimizerConfig(learning_rate=1e-2, min_learning_rate=1e-2, warmup_steps=4)
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     mask = decay_mask(boxed)

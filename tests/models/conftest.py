@@ -1,7 +1,6 @@
 """Small networks of every kind."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +53,6 @@ def config(request):
 def make():
     """``make(config, **changed fields)`` -> (model, params)."""
     return lambda config, **fields: build(dataclasses.replace(config, **fields))
-
-
-@pytest.fixture
-def jit():
-    """jax.jit at its cheapest: these tests compile far longer than they compute."""
-    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture

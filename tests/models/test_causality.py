@@ -29,9 +29,9 @@ def check_causality(logits):
     assert np.min(change[:, -1]) > 10 * EXACT
 
 
-def test_no_leak_and_prefixes(config, make, jit, tokens):
+def test_no_leak_and_prefixes(config, make, tokens):
     model, params = make(config, n_layer=1)
-    run = jit(lambda tokens: model.apply({"params": params}, tokens))
+    run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     rows = changed_everywhere(tokens(1, TIME))
     logits = np.asarray(run(rows))
     check_causality(logits)
@@ -40,13 +40,13 @@ def test_no_leak_and_prefixes(config, make, jit, tokens):
 
 
 @some
-def test_no_leak_over_blocks(monkeypatch, config, make, jit, tokens):
+def test_no_leak_over_blocks(monkeypatch, config, make, tokens):
     monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
     model, params = make(config, retrieval="blockwise")
-    check_causality(np.asarray(jit(model.apply)({"params": params}, changed_everywhere(tokens(1, TIME)))))
+    check_causality(np.asarray(jax.jit(model.apply)({"params": params}, changed_everywhere(tokens(1, TIME)))))
 
 
-def test_gradients_are_causal_and_finite_from_the_first_position(config, make, jit, tokens):
+def test_gradients_are_causal_and_finite_from_the_first_position(config, make, tokens):
     """The loss at position t alone has no gradient in the embeddings of tokens that occur only later."""
     model, params = make(config, n_layer=1, weight_tying=False)
     sequence = np.arange(TIME, dtype=np.int32)[None]
@@ -55,7 +55,7 @@ def test_gradients_are_causal_and_finite_from_the_first_position(config, make, j
     def loss(params, targets):
         return model.apply({"params": params}, sequence, targets, method="loss")[0]
 
-    gradient = jit(jax.grad(loss))
+    gradient = jax.jit(jax.grad(loss))
     for t in (0, 1, TIME - 1):
         grads = gradient(params, np.where(np.arange(TIME) == t, targets, -1))
         assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
@@ -64,10 +64,10 @@ def test_gradients_are_causal_and_finite_from_the_first_position(config, make, j
 
 
 @some
-def test_any_length(config, make, jit, tokens):
+def test_any_length(config, make, tokens):
     """A mosaic has no limit on T; the baseline says what its own is."""
     model, params = make(config, n_layer=1)
-    run = jit(lambda tokens: model.apply({"params": params}, tokens))
+    run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     if model.max_positions is None:
         assert run(tokens(1, 300)).shape == (1, 300, 31)
     else:

@@ -15,11 +15,11 @@ some = pytest.mark.parametrize("config", ["mosaic", "gpt2"], indirect=True)
 
 
 @pytest.fixture
-def decode(jit):
+def decode():
     def run(model, params, tokens, plan, padding, capacity):
         """Logits of every real token of each row, the chunks of ``plan`` padded with other tokens."""
-        extend = jit(lambda *args: model.apply({"params": params}, *args, method="extend"))
-        memory = jit(lambda: model.apply({"params": params}, len(tokens), capacity, method="empty_memory"))()
+        extend = jax.jit(lambda *args: model.apply({"params": params}, *args, method="extend"))
+        memory = jax.jit(lambda: model.apply({"params": params}, len(tokens), capacity, method="empty_memory"))()
         length = np.zeros(len(tokens), int)
         rows = [[] for _ in tokens]
         for size, valid in plan:
@@ -36,30 +36,30 @@ def decode(jit):
     return run
 
 
-def test_ragged_chunks_and_tokens(config, make, jit, decode, monkeypatch, tokens):
+def test_ragged_chunks_and_tokens(config, make, decode, monkeypatch, tokens):
     monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 5)
     model, params = make(config)
     sequence = tokens(3, TIME)
-    parallel = np.asarray(jit(model.apply)({"params": params}, sequence))
+    parallel = np.asarray(jax.jit(model.apply)({"params": params}, sequence))
     for row, logits in enumerate(decode(model, params, sequence, PLAN, tokens(3, 4, seed=1), capacity=20)):
         assert len(logits) >= 6
         np.testing.assert_allclose(logits, parallel[row, : len(logits)], atol=1e-5)
 
 
 @some
-def test_one_row_that_fills_its_memory(config, make, jit, decode, tokens):
+def test_one_row_that_fills_its_memory(config, make, decode, tokens):
     model, params = make(config)
     (logits,) = decode(model, params, tokens(1, 9), ONE_ROW, tokens(1, 4, seed=1), capacity=9)
-    np.testing.assert_allclose(logits, jit(model.apply)({"params": params}, tokens(1, 9))[0], atol=1e-5)
+    np.testing.assert_allclose(logits, jax.jit(model.apply)({"params": params}, tokens(1, 9))[0], atol=1e-5)
 
 
 @some
-def test_bfloat16(config, make, jit, decode, tokens):
+def test_bfloat16(config, make, decode, tokens):
     """Logits stay float32, and both forms stay near the float32 network."""
     exact, params = make(config)
     half, _ = make(config, dtype="bfloat16")
-    exact = np.asarray(jit(exact.apply)({"params": params}, tokens(1, 9))[0])
-    parallel = jit(half.apply)({"params": params}, tokens(1, 9))[0]
+    exact = np.asarray(jax.jit(exact.apply)({"params": params}, tokens(1, 9))[0])
+    parallel = jax.jit(half.apply)({"params": params}, tokens(1, 9))[0]
     (decoded,) = decode(half, params, tokens(1, 9), ONE_ROW, tokens(1, 4, seed=1), capacity=9)
     for logits in (parallel, decoded):
         assert logits.dtype == np.float32
@@ -67,10 +67,10 @@ def test_bfloat16(config, make, jit, decode, tokens):
 
 
 @some
-def test_last_logits(config, make, jit, tokens):
+def test_last_logits(config, make, tokens):
     model, params = make(config)
 
-    @jit
+    @jax.jit
     def both(tokens, valid):
         memory = model.apply({"params": params}, 3, 8, method="empty_memory")
         return [model.apply({"params": params}, tokens, memory, valid, method=m) for m in ("extend", "extend_last")]

@@ -86,12 +86,12 @@ def test_initial_values_of_the_baseline():
 
 
 @pytest.mark.parametrize("config", [MosaicConfig(pmem_size=50, **WIDE), GPT2Config(context_length=64, **WIDE)])
-def test_first_loss_is_that_of_a_uniform_guess(jit, config):
+def test_first_loss_is_that_of_a_uniform_guess(config):
     """No 1/sqrt(C) is forgotten or taken twice: the loss begins near ln V."""
     tokens = np.random.default_rng(0).integers(0, 300, (4, 33)).astype(np.int32)
     model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
 
-    @jit
+    @jax.jit
     def first_loss(key):
         params = model.init(key, tokens[:, :2])
         return model.apply(params, tokens[:, :-1], tokens[:, 1:], method="loss")[0]
@@ -103,7 +103,7 @@ some = pytest.mark.parametrize("config", ["mosaic", "nano", "gpt2"], indirect=Tr
 
 
 @some
-def test_types(config, make, jit, tokens):
+def test_types(config, make, tokens):
     """bfloat16 computes in bfloat16 and keeps float32 parameters, logits, loss and gradients."""
     model, params = make(config, dtype="bfloat16")
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
@@ -111,7 +111,7 @@ def test_types(config, make, jit, tokens):
     def loss_of(params):
         return model.apply({"params": params}, tokens(2, 9), tokens(2, 9, seed=1), method="loss")[0]
 
-    @jit
+    @jax.jit
     def run(params):
         logits = model.apply({"params": params}, tokens(2, 9))
         hidden = model.apply({"params": params}, tokens(2, 9), method="hidden")
@@ -126,26 +126,26 @@ DROPOUTS = [("mosaic", "ic_dropout"), ("mosaic", "hd_dropout"), ("mosaic", "embe
 
 
 @pytest.mark.parametrize("config, rate", DROPOUTS, indirect=["config"])
-def test_dropout_is_for_training_alone(config, make, jit, tokens, rate):
+def test_dropout_is_for_training_alone(config, make, tokens, rate):
     layout = {"scan_layers": True, "remat": "full"} if rate == "hd_dropout" else {}
     plain, params = make(config, **layout)
     model, _ = make(config, **layout, **{rate: 0.3})
     sequence = tokens(2, 9)
-    run = jit(lambda key: model.apply({"params": params}, sequence, True, rngs={"dropout": key}))
+    run = jax.jit(lambda key: model.apply({"params": params}, sequence, True, rngs={"dropout": key}))
     first, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
-    evaluated = np.asarray(jit(model.apply)({"params": params}, sequence))
+    evaluated = np.asarray(jax.jit(model.apply)({"params": params}, sequence))
     np.testing.assert_array_equal(first, again)
     assert np.max(np.abs(first - other)) > 1e-3 and np.max(np.abs(first - evaluated)) > 1e-3
-    np.testing.assert_array_equal(evaluated, jit(plain.apply)({"params": params}, sequence))
+    np.testing.assert_array_equal(evaluated, jax.jit(plain.apply)({"params": params}, sequence))
 
 
 @some
-def test_loss_is_that_of_the_logits(config, make, jit, tokens):
+def test_loss_is_that_of_the_logits(config, make, tokens):
     model, params = make(config, skip_tokens=3)
     sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
     targets[0, 5] = -1
 
-    @jit
+    @jax.jit
     def run(params):
         loss = model.apply({"params": params}, sequence, targets, method="loss")
         return loss, jax.nn.log_softmax(model.apply({"params": params}, sequence))
@@ -167,22 +167,22 @@ def test_layers_stack_and_unstack(config, make):
 
 
 @pytest.mark.parametrize("config", ["mosaic", "nano", "gpt2", "no_peek", "asymmetric", "unnormalized"], indirect=True)
-def test_scanned_layers_compute_the_same(config, make, jit, tokens):
+def test_scanned_layers_compute_the_same(config, make, tokens):
     model, params = make(config)
     scanned, _ = make(config, scan_layers=True)
-    ours = jit(scanned.apply)({"params": stack_layers(params)}, tokens(2, 9))
-    np.testing.assert_allclose(ours, jit(model.apply)({"params": params}, tokens(2, 9)), atol=2e-5)
+    ours = jax.jit(scanned.apply)({"params": stack_layers(params)}, tokens(2, 9))
+    np.testing.assert_allclose(ours, jax.jit(model.apply)({"params": params}, tokens(2, 9)), atol=2e-5)
 
 
 @pytest.mark.parametrize("config", ["mosaic", "nano"], indirect=True)
-def test_where_the_authors_code_divides_by_zero(config, make, jit, tokens):
+def test_where_the_authors_code_divides_by_zero(config, make, tokens):
     """A zero vector at the input, c = 0 with nothing to peek at, and no decay: finite value and gradient."""
     model, params = make(config)
 
     def loss(params, sequence):
         return model.apply({"params": params}, sequence, sequence, method="loss")[0]
 
-    @jit
+    @jax.jit
     def run(params, sequence):
         return model.apply({"params": params}, sequence), jax.grad(loss)(params, sequence)
 

@@ -1,6 +1,5 @@
 """Every sequence model of the comparison: causal, with finite gradients, and able to copy."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -35,7 +34,6 @@ ZOO = [name for name, (config_class, _) in SEQUENCE_MODELS.items() if issubclass
 
 every_model = pytest.mark.parametrize("name", SEQUENCE_MODELS)
 # These tests compile for longer than they compute: at level 1 they compile faster and run no slower.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def build(name, **fields):
@@ -61,7 +59,7 @@ def check_causality(model):
     rows = np.repeat(np.arange(TIME, dtype=np.int32)[None], TIME + 1, axis=0)
     rows[np.arange(TIME) + 1, np.arange(TIME)] = TIME
 
-    @jit
+    @jax.jit
     def run(params, position):
         def loss(params):
             logits = model.apply({"params": params}, rows)
@@ -127,7 +125,7 @@ def learn_to_copy(model, steps=400, rate=1e-2, rows=32):
         updates, moments = optimizer.update(gradients, moments)
         return (optax.apply_updates(params, updates), moments), value
 
-    @jit
+    @jax.jit
     def train(params):
         keys = jax.random.split(jax.random.key(1), steps)
         (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
@@ -156,8 +154,8 @@ def test_scanned_layers_compute_the_same():
     tokens = np.random.default_rng(0).integers(0, TIME, (2, TIME)).astype(np.int32)
     model, scanned = (build("linear_transformer", scan_layers=scan) for scan in (False, True))
     params = moved(init(model))
-    ours = jit(scanned.apply)({"params": stack_layers(params)}, tokens)
-    np.testing.assert_allclose(ours, jit(model.apply)({"params": params}, tokens), atol=1e-5)
+    ours = jax.jit(scanned.apply)({"params": stack_layers(params)}, tokens)
+    np.testing.assert_allclose(ours, jax.jit(model.apply)({"params": params}, tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -1,7 +1,5 @@
 """The selective scan against the sum over all pairs of positions: answers, states and gradients; pieces and whole."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from mosaics_jax.ops.selective_scan import SelectiveForm, selective_scan
 
 # These tests compile for longer than they compute: at level 1 they do so faster.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def arrays(time, dtype=np.float64, stride=1.0):
@@ -30,7 +27,7 @@ def with_gradients(form, inputs):
         y, state = selective_scan(*inputs, form=form)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(state)), (y, state)
 
-    return jit(jax.value_and_grad(total, argnums=tuple(range(6)), has_aux=True))(*inputs)
+    return jax.jit(jax.value_and_grad(total, argnums=tuple(range(6)), has_aux=True))(*inputs)
 
 
 @pytest.mark.parametrize("time", [1, 2, 63, 130])

@@ -1,7 +1,5 @@
 """WKV step by step against the weights of all pairs: answers, states and gradients, for keys of any size."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from mosaics_jax.ops.wkv import WKVForm, WKVState, wkv
 
 # These tests compile for longer than they compute: at level 1 they do so faster.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
 def arrays(time, dtype=np.float64, offset=0.0):
@@ -31,7 +28,7 @@ def with_gradients(form, inputs):
         y, state = wkv(*inputs, form=form)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(state.weighted_BC) + jnp.sin(state.weights_BC)), (y, state)
 
-    return jit(jax.value_and_grad(total, argnums=tuple(range(len(inputs))), has_aux=True))(*inputs)
+    return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(inputs))), has_aux=True))(*inputs)
 
 
 @pytest.mark.parametrize(("time", "given"), [(1, 4), (1, 5), (2, 5), (63, 4), (130, 5)])
