@@ -2,7 +2,8 @@
 
 S_t = S_{t-1} + b_t k_t (v_t - S_{t-1}^T k_t)^T and y_t = S_t^T q_t, with write strengths b_t (Schlag et al. 2021, eq.
 24). In chunks by Yang et al. 2024 (arXiv 2406.06484, section 3.2): what a chunk adds to the state is K^T U, where U
-solves (I + L) U = diag(b) (V - K S) for the state S before the chunk, and L holds b_t k_t.k_s below the diagonal.
+solves (I + L) U = diag(b) (V - K S) for the state S before the chunk, and L holds b_t k_t.k_s below the diagonal. All
+inverses of I + L are made beforehand, so that chunk after chunk there are products alone.
 """
 
 import enum
@@ -11,12 +12,11 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array
 
-CHUNK = 32
+CHUNK = 32  # a power of 2
 
 
 class DeltaForm(enum.Enum):
@@ -66,7 +66,7 @@ def _naive(state: Array, queries: Array, keys: Array, values: Array, strength: A
 
 def _chunked(state: Array, queries: Array, keys: Array, values: Array, strength: Array) -> tuple[Array, Array]:
     batch, time, heads, _ = keys.shape
-    size = min(time, CHUNK)
+    size = min(CHUNK, 1 << (time - 1).bit_length())
     chunks = -(-time // size)
 
     def cut(a: Array) -> Array:
@@ -74,18 +74,51 @@ def _chunked(state: Array, queries: Array, keys: Array, values: Array, strength:
         a = jnp.pad(a, ((0, 0), (0, chunks * size - time), (0, 0), (0, 0)))
         return jnp.moveaxis(a.reshape(batch, chunks, size, heads, -1), (1, 3), (0, 2))
 
+    queries, keys, values, strength = map(cut, (queries, keys, values, strength))  # (chunks, B, H, S, ...)
+    later = jnp.tri(size, k=-1, dtype=keys.dtype)
+    inverse = unit_triangular_inverse(later * strength * jnp.einsum("nbhsd,nbhtd->nbhst", keys, keys))
+    # The writes are U = inverse (b V) - inverse (b K) S.
+    of_values = jnp.einsum("nbhst,nbhte->nbhse", inverse, strength * values)
+    of_keys = jnp.einsum("nbhst,nbhtd->nbhsd", inverse, strength * keys)
+
     def chunk(state_BHDE: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        query_BHSD, key_BHSD, value_BHSE, strength_BHS1 = inputs
-        earlier = jnp.tri(size, k=-1, dtype=key_BHSD.dtype)
-        system = strength_BHS1 * earlier * jnp.einsum("bhsd,bhtd->bhst", key_BHSD, key_BHSD)
-        error_BHSE = strength_BHS1 * (value_BHSE - jnp.einsum("bhsd,bhde->bhse", key_BHSD, state_BHDE))
-        # unit_diagonal: the solver takes the ones of I + L as read.
-        writes_BHSE = solve_triangular(system, error_BHSE, lower=True, unit_diagonal=True)
+        query_BHSD, key_BHSD, of_values_BHSE, of_keys_BHSD = inputs
+        writes_BHSE = of_values_BHSE - jnp.einsum("bhsd,bhde->bhse", of_keys_BHSD, state_BHDE)
         weights = jnp.tri(size, dtype=key_BHSD.dtype) * jnp.einsum("bhsd,bhtd->bhst", query_BHSD, key_BHSD)
         answers = jnp.einsum("bhsd,bhde->bhse", query_BHSD, state_BHDE)
         answers += jnp.einsum("bhst,bhte->bhse", weights, writes_BHSE)
         return state_BHDE + jnp.einsum("bhsd,bhse->bhde", key_BHSD, writes_BHSE), answers
 
-    state, answers = lax.scan(jax.checkpoint(chunk), state, tuple(map(cut, (queries, keys, values, strength))))
+    state, answers = lax.scan(jax.checkpoint(chunk), state, (queries, keys, of_values, of_keys))
     answers = jnp.moveaxis(answers, (0, 2), (1, 3)).reshape(batch, chunks * size, heads, -1)
     return state, answers[:, :time]
+
+
+@jax.custom_vjp
+def unit_triangular_inverse(below: Array) -> Array:
+    """(I + L)^-1 for matrices L (..., n, n) with entries below the diagonal alone, n a power of 2.
+
+    By halves: the inverse of [[A, 0], [C, B]] is [[A^-1, 0], [-B^-1 C A^-1, B^-1]]. Not by jax.scipy.linalg, whose
+    batched triangular solver on CPU waits for threads that two such solvers at a time take from each other for ever
+    (jaxlib 0.10, 2 cores).
+    """
+    size = below.shape[-1]
+    if size == 1:
+        return jnp.ones_like(below)
+    half = size // 2
+    first, last = unit_triangular_inverse(jnp.stack([below[..., :half, :half], below[..., half:, half:]]))
+    corner = -last @ below[..., half:, :half] @ first
+    return jnp.block([[first, jnp.zeros_like(first)], [corner, last]])
+
+
+def _inverse_forward(below: Array) -> tuple[Array, Array]:
+    inverse = unit_triangular_inverse(below)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse: Array, gradient: Array) -> tuple[Array]:
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (jnp.tril(-transposed @ gradient @ transposed, k=-1),)
+
+
+unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
