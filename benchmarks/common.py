@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing, peak memory, the machine, tables and their JSON."""
+"""What the benchmarks share: sizes of models, timing, peak memory, the machine, tables and their JSON."""
 
 import json
 import multiprocessing
@@ -19,18 +19,30 @@ from experiments import results
 from mosaics_jax.data import staging
 
 OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
-REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs, after 2 that are not", lower_bound=1)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 5, "timed runs, after 2 that are not, or 1 that takes over 30 s", lower_bound=1
+)
 WARM_UP = 2
+LONG = 30.0  # seconds of a run that warms up for two
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256, "pmem_size": 896},
+    "published": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "pmem_size": 2688},
+}
 
 
 def timed(run: Callable[[], Any], repeats: int) -> list[float]:
     """Seconds of each of ``repeats`` runs, after the warm-up."""
-    seconds = []
-    for _ in range(WARM_UP + repeats):
+
+    def once() -> float:
         began = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - began)
-    return seconds[WARM_UP:]
+        return time.perf_counter() - began
+
+    for _ in range(WARM_UP):
+        if once() > LONG:
+            break
+    return [once() for _ in range(repeats)]
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:

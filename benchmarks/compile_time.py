@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.common import report
-from benchmarks.train import SIZES, training_task
+from benchmarks.common import SIZES, report
+from benchmarks.train import training_task
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import MemoryMosaic, MosaicConfig

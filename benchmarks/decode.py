@@ -1,12 +1,16 @@
-"""Speed of generation at the `small` size: 4 blocks, 4 heads, 256 wide, 896 persistent slots, V 8192, one prompt.
+"""Speed of generation, one prompt.
 
-    python -m benchmarks.decode [--out=decode.json]
+    python -m benchmarks.decode [--size=small] [--out=decode.json]
+    python -m benchmarks.decode --size=published
 
-Weights are random, as speed does not depend on them. Medians of 5 after 2. Two contexts: 200 tokens after a prompt of
-16, and 200 tokens that end at position 8192. The peers, in the same run: a GPT-2 of that size with stored keys and
-values, and the mosaic run over its whole context again for each token, as the authors' code does.
+`small`: 4 blocks, 4 heads, 256 wide, 896 persistent slots, V 8192; 200 tokens that end at position 216, and 200 that
+end at 8192. `published`: 12 blocks, 12 heads, 768 wide, 2688 slots, V 50304; 200 tokens that end at 512. Weights are
+random, as speed does not depend on them. Medians of 5 after 2. The peers, in the same run: a GPT-2 of that size with
+stored keys and values, and the mosaic run over its whole context, of 256 or 512, again for each token, as the authors'
+code does.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -17,44 +21,53 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.common import REPEATS, report, timed
+from benchmarks.common import REPEATS, SIZES, report, timed
 from experiments import entry
+from mosaics_jax.errors import UserError
 from mosaics_jax.inference import Sampling, decodable, decoder
 from mosaics_jax.inference.memories import remember
 from mosaics_jax.inference.sampling import prompt_keys
-from mosaics_jax.models import GPT2, GPT2Config, LanguageModel, MemoryMosaic, MosaicConfig
+from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.progress import say
 
 NEW = flags.DEFINE_integer("new_tokens", 200, "tokens generated in a run", lower_bound=1)
-SIZE: dict[str, Any] = {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256}
-MODELS: dict[str, LanguageModel] = {
-    "mosaic": MemoryMosaic(MosaicConfig(**SIZE, pmem_size=896)),
-    "gpt2": GPT2(GPT2Config(**SIZE, context_length=8192)),
-}
-FIRST_PROMPT = 16
-LAST_POSITION = 8192
-WHOLE_CONTEXT = 256
+SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "of the models")
+ENDS = {"small": (216, 8192), "published": (512,)}  # positions at which the new tokens end
+WHOLE = {"small": 256, "published": 512}  # positions that are run over again
 
 
 def main(argv: list[str]) -> None:
     del argv
+    ends = ENDS[SIZE.value]
+    if NEW.value >= ends[0]:
+        raise UserError(f"--new_tokens={NEW.value} must be less than {ends[0]}")
     rows = []
-    for name, model in MODELS.items():
+    for name in LANGUAGE_MODELS:
+        model = build(name, ends[-1])
         params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
-        for prompt_length in (FIRST_PROMPT, LAST_POSITION - NEW.value):
-            rows.append({"model": name, "context": prompt_length + NEW.value, **decoding(model, params, prompt_length)})
+        for end in ends:
+            rows.append({"model": name, "context": end, **decoding(model, params, end - NEW.value)})
             say("  ".join(table(rows)[-1]))
         if name == "mosaic":
-            rows.append({"model": "mosaic, whole context again", "context": WHOLE_CONTEXT, **whole(model, params)})
+            context = WHOLE[SIZE.value]
+            rows.append({"model": "mosaic, whole context again", "context": context, **whole(model, params, context)})
             say("  ".join(table(rows)[-1]))
-    report(table(rows), {"new_tokens": NEW.value, "repeats": REPEATS.value, "rows": rows})
+    report(table(rows), {"size": SIZE.value, "new_tokens": NEW.value, "repeats": REPEATS.value, "rows": rows})
+
+
+def build(name: str, context_length: int) -> LanguageModel:
+    """A model of the chosen size, a GPT-2 with positions for all of the context."""
+    config_class, model_class = LANGUAGE_MODELS[name]
+    given = {**SIZES[SIZE.value], "context_length": context_length}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    return model_class(config_class(**{name: value for name, value in given.items() if name in fields}))
 
 
 def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[str, Any]:
     """Feeding the prompt, and drawing the tokens after it, apart."""
     model, params = decodable(model, params)
-    prompt = np.random.default_rng(0).integers(SIZE["vocab_size"], size=prompt_length).tolist()
+    prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=prompt_length).tolist()
     keep: list[Any] = []
 
     def feed() -> None:
@@ -67,14 +80,14 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
         state = decoder.State(memory, logits_BV, jnp.zeros(1, jnp.int32), jnp.ones(1, bool))
         limit_B = np.array([NEW.value], np.int32)
         for _ in decoder.bursts(
-            model, params, state, limit_B, prompt_keys(0, [prompt]), Sampling(), -1, SIZE["vocab_size"]
+            model, params, state, limit_B, prompt_keys(0, [prompt]), Sampling(), -1, model.config.vocab_size
         ):
             pass
 
     return {"prompt_s": round(statistics.median(feeding), 4), **rates(NEW.value, timed(draw, REPEATS.value))}
 
 
-def whole(model: LanguageModel, params: Params) -> dict[str, Any]:
+def whole(model: LanguageModel, params: Params, context: int) -> dict[str, Any]:
     """One token, the most probable, from the parallel forward over the whole context."""
 
     @jax.jit
@@ -82,7 +95,7 @@ def whole(model: LanguageModel, params: Params) -> dict[str, Any]:
         logits_BTV: Array = model.apply({"params": params}, tokens_BT)  # type: ignore[assignment]
         return jnp.argmax(logits_BTV[0, -1])
 
-    tokens_BT = jnp.zeros((1, WHOLE_CONTEXT), jnp.int32)
+    tokens_BT = jnp.zeros((1, context), jnp.int32)
     return rates(1, timed(lambda: jax.block_until_ready(next_token(params, tokens_BT)), REPEATS.value))
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.common import REPEATS, in_its_own_process, report, spread, timed
+from benchmarks.common import REPEATS, SIZES, in_its_own_process, report, spread, timed
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
@@ -30,10 +30,6 @@ from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import Task, count_parameters, make_trainer
 
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256, "pmem_size": 896},
-    "published": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "pmem_size": 2688},
-}
 BATCHES = {("small", "cpu"): (16, 256), ("published", "cpu"): (2, 512)}
 ELSEWHERE = {"small": (16, 256), "published": (32, 512)}
 MATMUL = (1024, 768, 3072)
