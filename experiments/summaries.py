@@ -81,8 +81,9 @@ def table(found: list[Result], taken: list[Result], summary: Summary) -> list[tu
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    device = f"{machine['cores']} cores of" if "cores" in machine else f"{machine['devices']} x"
-    return f"{device} {machine['device']}, jax {machine['jax']}"
+    cores = machine.get("cores")
+    count = f"{machine['devices']} x" if cores is None else f"{cores} core{'s' * (cores != 1)} of"
+    return f"{count} {machine['device']}, jax {machine['jax']}"
 
 
 def _text(value: Any) -> str:
