@@ -60,16 +60,17 @@ def supervise(commands: Sequence[Sequence[str]], environment: dict[str, str], gr
         common.fail(f"{commands[0][0]} cannot be started: {error.strerror}")
     deadline = float("inf")
     while len(statuses) < len(processes):
-        for index, process in enumerate(processes):
-            if index not in statuses and (status := process.poll()) is not None:
-                statuses[index] = status if status >= 0 else 128 - status
-                deadline = min(deadline, time.monotonic() + grace)
-                if status:
-                    how = (
-                        f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-                    )
-                    print(f"process {index} {how}", file=sys.stderr)
-            elif index not in statuses and time.monotonic() > deadline:
+        running = {index: process for index, process in enumerate(processes) if index not in statuses}
+        ended = [(index, status) for index, process in running.items() if (status := process.poll()) is not None]
+        # Of those that ended since the last look, one that a signal ended was first: others failed as they lost it.
+        for index, status in sorted(ended, key=lambda one: one[1] >= 0):
+            statuses[index] = status if status >= 0 else 128 - status
+            deadline = min(deadline, time.monotonic() + grace)
+            if status:
+                how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+                print(f"process {index} {how}", file=sys.stderr)
+        if time.monotonic() > deadline:
+            for process in processes:
                 process.kill()
         time.sleep(0.05)
     return next((status for status in statuses.values() if status), 0)

@@ -38,6 +38,21 @@ def test_exit_status_is_that_of_the_first_that_fails(program, status, told):
     assert told in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the launcher's state is read from /proc")
+def test_a_signal_comes_before_the_failures_that_it_causes():
+    """Process 1 is killed and process 0 fails while the launcher is stopped, so that it sees both at once."""
+    program = PROCESS + (
+        "import subprocess; launcher = os.getppid()\n"
+        "if not first: os.kill(launcher, signal.SIGSTOP); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "while open(f'/proc/{launcher}/stat').read().rpartition(') ')[2][0] != 'T': time.sleep(0.01)\n"
+        "subprocess.Popen(['sh', '-c', f'sleep 0.5; kill -CONT {launcher}'])\n"
+        "sys.exit(1)"
+    )
+    done = run("local", "--", sys.executable, "-c", program)
+    assert done.returncode == 137, done.stderr
+    assert done.stderr == "process 1 was ended by SIGKILL\nprocess 0 ended with status 1\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_signals_are_handed_on_to_all(number):
     program = PROCESS + (
