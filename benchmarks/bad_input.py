@@ -87,7 +87,7 @@ def attempt(command: list[str]) -> tuple[int, str, str]:
         return done.returncode, done.stdout, done.stderr
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         if not (child := os.fork()):
-            for number, file in enumerate((open(os.devnull), out, err)):  # noqa: SIM115
+            for number, file in enumerate((open(os.devnull), out, err)):  # noqa: SIM115 (for the child's life)
                 os.dup2(file.fileno(), number)
             run(*command)
         _, waited = os.waitpid(child, 0)

@@ -1,5 +1,6 @@
 """What the benchmarks share: sizes of models, timing, peak memory, the machine, tables and their JSON."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from absl import flags
 
 from experiments import results
 from mosaics_jax.data import staging
+from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
 
 OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
 REPEATS = flags.DEFINE_integer(
@@ -29,6 +31,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "small": {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256, "pmem_size": 896},
     "published": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "pmem_size": 2688},
 }
+
+
+def build(name: str, size: str, **given: Any) -> LanguageModel:
+    """A language model of that size; of the fields that are given, those that its config has."""
+    config_class, model_class = LANGUAGE_MODELS[name]
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    return model_class(
+        config_class(**{name: value for name, value in {**SIZES[size], **given}.items() if name in fields})
+    )
 
 
 def timed(run: Callable[[], Any], repeats: int) -> list[float]:

@@ -10,7 +10,6 @@ stored keys and values, and the mosaic run over its whole context, of 256 or 512
 code does.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.common import REPEATS, SIZES, report, timed
+from benchmarks.common import REPEATS, SIZES, build, report, timed
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.inference import Sampling, decodable, decoder
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--new_tokens={NEW.value} must be less than {ends[0]}")
     rows = []
     for name in LANGUAGE_MODELS:
-        model = build(name, ends[-1])
+        model = build(name, SIZE.value, context_length=ends[-1])
         params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
         for end in ends:
             rows.append({"model": name, "context": end, **decoding(model, params, end - NEW.value)})
@@ -54,14 +53,6 @@ def main(argv: list[str]) -> None:
             rows.append({"model": "mosaic, whole context again", "context": context, **whole(model, params, context)})
             say("  ".join(table(rows)[-1]))
     report(table(rows), {"size": SIZE.value, "new_tokens": NEW.value, "repeats": REPEATS.value, "rows": rows})
-
-
-def build(name: str, context_length: int) -> LanguageModel:
-    """A model of the chosen size, a GPT-2 with positions for all of the context."""
-    config_class, model_class = LANGUAGE_MODELS[name]
-    given = {**SIZES[SIZE.value], "context_length": context_length}
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    return model_class(config_class(**{name: value for name, value in given.items() if name in fields}))
 
 
 def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[str, Any]:
@@ -92,7 +83,7 @@ def whole(model: LanguageModel, params: Params, context: int) -> dict[str, Any]:
 
     @jax.jit
     def next_token(params: Params, tokens_BT: Array) -> Array:
-        logits_BTV: Array = model.apply({"params": params}, tokens_BT)  # type: ignore[assignment]
+        logits_BTV: Array = model.apply({"params": params}, tokens_BT)  # type: ignore[assignment]  # apply is untyped
         return jnp.argmax(logits_BTV[0, -1])
 
     tokens_BT = jnp.zeros((1, context), jnp.int32)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.common import REPEATS, SIZES, in_its_own_process, report, spread, timed
+from benchmarks.common import REPEATS, SIZES, build, in_its_own_process, report, spread, timed
 from experiments import entry
 from mosaics_jax.errors import UserError
-from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
+from mosaics_jax.models import LanguageModel
 from mosaics_jax.ops.retrieval import quickest_form
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
@@ -83,20 +83,17 @@ def ours(case: Case) -> dict[str, Any]:
     device = jax.devices()[0].platform
     dtype = case.dtype or ("float32" if device == "cpu" else "bfloat16")
     batch, time = case.shape(device)
-    config_class, model_class = LANGUAGE_MODELS[case.model]
-    rates = dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), case.dropout)
-    given = {
-        **SIZES[case.size],
-        **rates,
-        "dtype": dtype,
-        "variant": case.variant,
-        "context_length": time,
-        "remat": case.remat,
-        "scan_layers": case.remat != "none",
-    }
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    config = config_class(**{name: value for name, value in given.items() if name in fields})
-    model = model_class(config)
+    model = build(
+        case.model,
+        case.size,
+        **dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), case.dropout),
+        dtype=dtype,
+        variant=case.variant,
+        context_length=time,
+        remat=case.remat,
+        scan_layers=case.remat != "none",
+    )
+    config = model.config
 
     task = training_task(model, batch, time)
     mesh = make_mesh("data:-1")

@@ -96,7 +96,7 @@ def check_prompts(prompts: list[str]) -> None:
 
 def ask(lines: TextIO) -> Iterator[str]:
     """Lines typed by the user, until the end of input."""
-    lines.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
+    lines.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]  # files have it
     say("type the beginning of a story and press Enter; Ctrl-D ends")
     while True:
         print("> ", end="", file=sys.stderr, flush=True)

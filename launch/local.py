@@ -62,8 +62,9 @@ def supervise(commands: Sequence[Sequence[str]], environment: dict[str, str], gr
     while len(statuses) < len(processes):
         running = {index: process for index, process in enumerate(processes) if index not in statuses}
         ended = [(index, status) for index, process in running.items() if (status := process.poll()) is not None]
-        # Of those that ended since the last look, one that a signal ended was first: others failed as they lost it.
-        for index, status in sorted(ended, key=lambda one: one[1] >= 0):
+        # Of those that ended since the last look, one that was killed was first: no process does that to itself, as
+        # one may fail, or abort, that has lost another.
+        for index, status in sorted(ended, key=lambda one: one[1] != -signal.SIGKILL):
             statuses[index] = status if status >= 0 else 128 - status
             deadline = min(deadline, time.monotonic() + grace)
             if status:

@@ -19,7 +19,7 @@ def loss_evaluator(model: LanguageModel, batches: Iterable[Batch]) -> Callable[[
 
     @jax.jit
     def batch_loss(params: Params, batch: Batch) -> tuple[Array, Array]:
-        return model.apply(  # type: ignore[return-value]
+        return model.apply(  # type: ignore[return-value]  # apply is untyped
             {"params": params}, batch["inputs"], batch["targets"], method="loss"
         )
 

@@ -105,6 +105,7 @@ def remember(model: LanguageModel, params: Params, prompts: Sequence[Sequence[in
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _nothing(model: LanguageModel, batch: int, capacity: int, params: Params) -> tuple[Memory, Array]:
+    # Linen's apply is untyped.
     memory: Memory = model.apply({"params": params}, batch, capacity, method="empty_memory")  # type: ignore[assignment]
     return memory, jnp.zeros((batch, model.config.vocab_size), jnp.promote_types(model.config.dtype, jnp.float32))
 
@@ -121,6 +122,7 @@ def extend(
     model: LanguageModel, params: Params, tokens_BT: Array, memory: Memory, valid_B: Array
 ) -> tuple[Array, Memory]:
     """`LanguageModel.extend_last`: the logits (B, V) after the last real token of each row's chunk, and the memory."""
+    # Linen's apply is untyped.
     return model.apply({"params": params}, tokens_BT, memory, valid_B, method="extend_last")  # type: ignore[return-value]
 
 

@@ -39,7 +39,7 @@ def test_exit_status_is_that_of_the_first_that_fails(program, status, told):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the launcher's state is read from /proc")
-def test_a_signal_comes_before_the_failures_that_it_causes():
+def test_a_kill_comes_before_the_failures_that_it_causes():
     """Process 1 is killed and process 0 fails while the launcher is stopped, so that it sees both at once."""
     program = PROCESS + (
         "import subprocess; launcher = os.getppid()\n"
