@@ -4,22 +4,35 @@
 
 Text: random windows of 64 M tokens in a file of 16-bit tokens, 16 x 256 and 512 x 512. RegBench: batches of 1,000
 problems. MQAR: batches of made sequences. In one process, without workers; medians of 5 after 2 of 20 batches each.
+
+Then what input costs a step: the `small` mosaic takes STEPS steps on batches of 16 x 256 that come as the training loop
+takes them, each while the step before it runs, and as many, in turn, on one batch that is there already.
 """
 
+import itertools
+import statistics
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
-from benchmarks.common import REPEATS, report, spread, timed
+from benchmarks.common import REPEATS, build, report, spread, timed
+from benchmarks.train import training_task
 from experiments import entry
 from mosaics_jax.data import mqar, regbench
 from mosaics_jax.data.automata import AutomataConfig
 from mosaics_jax.data.windows import random_windows
+from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.optimizer import OptimizerConfig
+from mosaics_jax.training.state import make_trainer
 
 TOKENS, BATCHES = 2**26, 20
+STEPS, TURN = 20, 5  # steps of either kind, and how many follow each other
 
 
 def main(argv: list[str]) -> None:
@@ -37,8 +50,10 @@ def main(argv: list[str]) -> None:
             "MQAR, 512 x 64": iter(mqar.training_batches(recall, 512, 0)),
         }
         rows = [{"source": name, **rate(source)} for name, source in sources.items()]
+        beside = beside_steps(sources["text, 16 x 256"])
     lines = [("source", "tokens/s"), *((f"{row['source']}", f"{row['tokens_per_s']:,.0f}") for row in rows)]
-    report(lines, {"batches": BATCHES, "repeats": REPEATS.value, "rows": rows})
+    print("\n" + "\n".join(f"{name}: {value:.6g}" for name, value in beside.items()))
+    report(lines, {"batches": BATCHES, "repeats": REPEATS.value, "rows": rows, "beside_steps": beside})
 
 
 def rate(source: Iterator[Any]) -> dict[str, float]:
@@ -51,6 +66,51 @@ def rate(source: Iterator[Any]) -> dict[str, float]:
     seconds = timed(take, REPEATS.value)
     rates = [count / s for count, s in zip(taken[-len(seconds) :], seconds, strict=True)]
     return {"tokens_per_s": float(np.median(rates)), **spread(seconds)}
+
+
+def beside_steps(source: Iterator[Any]) -> dict[str, float]:
+    """Seconds of a step with fresh batches and with the same one, of making and placing a batch while a step runs, and
+    how many of the ``steps`` the device had to wait for: whose batch was there only when the step before had ended.
+    """
+    model = build("mosaic", "small", **dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), 0.05), context_length=256)
+    mesh = make_mesh("data:-1")
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        trainer = make_trainer(training_task(model, 16, 256), OptimizerConfig(), 1000, 0, mesh)
+        state = trainer.init()
+
+        def fresh() -> Any:
+            batch = next(source)
+            return put_batch({"tokens": np.concatenate([batch["inputs"], batch["targets"][:, -1:]], axis=1)}, mesh)
+
+        same = fresh()
+
+        def steps_on(batch: Callable[[], Any]) -> list[tuple[float, float, bool]]:
+            """Seconds of each step, seconds of its batch, and whether the device waited for it."""
+            nonlocal state
+            state, before = trainer.step(state, same)
+            found = []
+            for _ in range(TURN):
+                began = time.perf_counter()
+                data = batch()
+                taken = time.perf_counter() - began
+                waited = before["loss"].is_ready()  # type: ignore[attr-defined]  # not in jax's stubs
+                state, metrics = trainer.step(state, data)
+                jax.block_until_ready(before)
+                found.append((time.perf_counter() - began, taken, waited))
+                before = metrics
+            jax.block_until_ready(before)
+            return found
+
+        steps_on(lambda: same)  # compiles
+        turns = [(steps_on(fresh), steps_on(lambda: same)) for _ in range(STEPS // TURN)]
+    with_input, without = (list(itertools.chain.from_iterable(kind)) for kind in zip(*turns, strict=True))
+    return {
+        "step_with_input_s": statistics.median(seconds for seconds, _, _ in with_input),
+        "step_without_s": statistics.median(seconds for seconds, _, _ in without),
+        "input_s": statistics.median(taken for _, taken, _ in with_input),
+        "steps": len(with_input),
+        "waits": sum(waited for _, _, waited in with_input),
+    }
 
 
 if __name__ == "__main__":

@@ -112,17 +112,22 @@ def _averages(w_query_HDC: Array, x_BTC: Array, w_phi_HDC: Array, w_psi_HDC: Arr
     """Averages under the weights of each query, (B, H, T, E) and 0 for the first: of x_{s+1}, x_s and all products of
     v_s and x_s."""
 
-    def averages_of_one(pair: tuple[Array, Array]) -> Array:
-        x_TC, next_TC = pair
+    # Features of all sequences at once; queries and keys of one at a time, or they would lie in memory in an order that
+    # makes scores slow.
+    next_BTC = ahead(x_BTC)
+    values_BHTD = jnp.einsum("btc,hdc->bhtd", next_BTC, w_psi_HDC)
+    both_BTE = jnp.concatenate([next_BTC, x_BTC], axis=-1)
+    both_BHTE = jnp.broadcast_to(both_BTE[:, None], (*values_BHTD.shape[:3], both_BTE.shape[-1]))
+    products = [values_BHTD[..., d, None] * x_BTC[:, None] for d in range(values_BHTD.shape[-1])]
+    features_BHTE = jnp.concatenate([both_BHTE, *products], axis=-1)
+
+    def averages_of_one(one: tuple[Array, Array]) -> Array:
+        x_TC, features_HTE = one
         queries_HTD, keys_HTD = (jnp.einsum("tc,hdc->htd", x_TC, w) for w in (w_query_HDC, w_phi_HDC))
-        values_HTD = jnp.einsum("tc,hdc->htd", next_TC, w_psi_HDC)
-        both = jnp.broadcast_to(jnp.concatenate([next_TC, x_TC], axis=-1), (*values_HTD.shape[:2], 2 * x_TC.shape[1]))
-        products = [values_HTD[..., d, None] * x_TC for d in range(values_HTD.shape[-1])]
-        features_HTE = jnp.concatenate([both, *products], axis=-1)
         _, total_HT, sums_HTE = past_sums(queries_HTD, keys_HTD, features_HTE, np.arange(len(x_TC)))
         return divide(sums_HTE, total_HT[..., None])
 
-    return lax.map(averages_of_one, (x_BTC, ahead(x_BTC)))
+    return lax.map(averages_of_one, (x_BTC, features_BHTE))
 
 
 def _backward(
