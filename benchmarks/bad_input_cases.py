@@ -321,7 +321,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     ("launch/slurm.sh", "", ["", "python"]),
-    ("benchmarks.decode", "", ["--new_tokens=0", "--repeats=none", "fast"]),
+    ("benchmarks.decode", "", ["--new_tokens=0", "--new_tokens=216", "--repeats=none", "fast"]),
     ("benchmarks.faults", "", ["", "--workdir={files}/run", "--kills=1 --workdir={files}/new"]),
 ]
 

@@ -4,16 +4,24 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mosaics_jax.errors import UserError
+
+# tensorboardX imports PyTorch wherever it is installed, for what is not used here: seconds, and 700 MiB of memory.
+_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None: not to be found
+try:
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+finally:
+    if _torch is None:
+        del sys.modules["torch"]
 
 FILE_NAME = "metrics.jsonl"
 BOARD_SECONDS = 30  # that a point may take to be seen in TensorBoard

@@ -1,5 +1,8 @@
 """metrics.jsonl and TensorBoard over restarts."""
 
+import subprocess
+import sys
+
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -69,3 +72,11 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "metrics.jsonl.tmp").mkdir()
     with pytest.raises(UserError, match="cannot write metrics"):
         MetricsWriter(tmp_path)
+
+
+def test_pytorch_is_not_imported_for_tensorboard(tmp_path):
+    (tmp_path / "torch.py").write_text("Tensor = None\n")
+    found = "import sys; import mosaics_jax.training; assert 'torch' not in sys.modules; import torch; torch.Tensor"
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {found}"]
+    ended = subprocess.run(run, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
