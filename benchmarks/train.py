@@ -23,6 +23,7 @@ from benchmarks.common import REPEATS, SIZES, build, in_its_own_process, report,
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LanguageModel
+from mosaics_jax.models.language_model import REMAT_POLICIES
 from mosaics_jax.ops.retrieval import quickest_form
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
@@ -42,6 +43,7 @@ DROPOUT = flags.DEFINE_float("dropout", 0.05, "of embeddings, weights of retriev
 DTYPE = flags.DEFINE_string("dtype", "", "type of the products (empty: float32 on CPU, bfloat16 elsewhere)")
 BATCH = flags.DEFINE_integer("batch_size", 0, "sequences (0: as above)")
 LENGTH = flags.DEFINE_integer("context_length", 0, "positions of a sequence (0: as above)")
+REMAT = flags.DEFINE_enum("remat", "none", ["none", *REMAT_POLICIES], "what backward of our scanned blocks recomputes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +69,17 @@ def main(argv: list[str]) -> None:
     del argv
     if unknown := [name for name in MODELS.value if name not in ("mosaic", "gpt2")]:
         raise UserError(f"--models={unknown[0]}: choose from mosaic, gpt2")
-    common = (SIZE.value, VARIANT.value, DROPOUT.value, DTYPE.value, BATCH.value, LENGTH.value, REPEATS.value)
-    cases = [(ours, Case(name, *common)) for name in MODELS.value]
+    what = (SIZE.value, VARIANT.value, DROPOUT.value, DTYPE.value)
+    how = (BATCH.value, LENGTH.value, REPEATS.value, REMAT.value)
+    cases = [(ours, Case(name, *what, *how)) for name in MODELS.value]
     if PEER.value:
-        cases.append((torch_gpt2, Case("gpt2 in torch", *common)))
+        cases.append((torch_gpt2, Case("gpt2 in torch", *what, *how)))
     rows = []
     for measure, case in cases:
         rows.append({"model": case.model, **in_its_own_process(measure, case)})
         say("  ".join(table(rows)[-1]))
-    report(table(rows), {"size": SIZE.value, "dropout": DROPOUT.value, "repeats": REPEATS.value, "rows": rows})
+    settings = {"size": SIZE.value, "dropout": DROPOUT.value, "remat": REMAT.value, "repeats": REPEATS.value}
+    report(table(rows), {**settings, "rows": rows})
 
 
 def ours(case: Case) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from mosaics_jax.nn.block import Block
 from mosaics_jax.nn.layers import layer_norm, normal
 from mosaics_jax.nn.memory import Memory, Span
 from mosaics_jax.nn.sharded import head_cross_entropy
+from mosaics_jax.ops.products import KEEP_PRODUCTS
 from mosaics_jax.shapes import Array, Params
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": KEEP_PRODUCTS,
 }
 
 

@@ -9,6 +9,7 @@ from mosaics_jax.nn.memory import AttentionState, Span, write_slots
 from mosaics_jax.nn.rotary import rotate
 from mosaics_jax.nn.sharded import causal_retrieval
 from mosaics_jax.ops import RetrievalForm, stored_retrieval
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array, Dtype
 
 
@@ -35,7 +36,7 @@ class CausalSelfAttention(nn.Module):
         """The whole sequence when ``state`` is None; else a chunk that goes on from it, and the state after it."""
         width = x_BTC.shape[-1]
         kernel = self.param("qkv_kernel", normal(self.std, "embed", None, "heads"), (width, 3, width))
-        qkv = jnp.einsum("btc,cne->nbte", x_BTC.astype(self.dtype), kernel.astype(self.dtype))
+        qkv = product(jnp.einsum("btc,cne->nbte", x_BTC.astype(self.dtype), kernel.astype(self.dtype)))
         if self.bias:
             bias = self.param("qkv_bias", constant(0.0, "heads"), (3 * width,))
             qkv += bias.astype(self.dtype).reshape(3, 1, 1, width)

@@ -10,6 +10,7 @@ from mosaics_jax.nn.memory import KeyState, Span, last_valid
 from mosaics_jax.nn.sharded import leaky_average
 from mosaics_jax.ops import unit
 from mosaics_jax.ops.normalize import accumulation_dtype
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array, Dtype
 
 # Learned scalars are stored divided by this, so that one learning rate suits them and the matrices (authors' code).
@@ -115,8 +116,8 @@ class ValueExtractor(nn.Module):
             now = TimeConvolution(width, self.std, 2, self.bias, self.dtype, name="W_psi")
             kernel_SCC, bias_C = now.parameters(width)
             x = x_BTC.astype(self.dtype)
-            now_BTHD = split_heads(jnp.einsum("btc,ce->bte", x, kernel_SCC[0]) + bias_C, self.heads)
-            next_BTHD = split_heads(jnp.einsum("btc,ce->bte", x, kernel_SCC[1]), self.heads)
+            now_BTHD = split_heads(product(jnp.einsum("btc,ce->bte", x, kernel_SCC[0])) + bias_C, self.heads)
+            next_BTHD = split_heads(product(jnp.einsum("btc,ce->bte", x, kernel_SCC[1])), self.heads)
         else:
             raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_psi")(x_BTC)
             raw_BTHD = split_heads(raw_BTC, self.heads)
@@ -160,7 +161,8 @@ class TimeConvolution(nn.Module):
         kernel_SCC, bias_C = self.parameters(padded.shape[-1])
         time = padded.shape[1] - (self.taps - 1)
         x = padded.astype(self.dtype)
-        return bias_C + sum(jnp.einsum("btc,ce->bte", x[:, s : s + time], kernel_SCC[s]) for s in range(self.taps))
+        taps = (jnp.einsum("btc,ce->bte", x[:, s : s + time], kernel_SCC[s]) for s in range(self.taps))
+        return bias_C + product(sum(taps, jnp.zeros((), self.dtype)))
 
 
 def _with_past(x_BTC: Array, past: int, inputs_BSC: Array | None) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array, Dtype
 
 EPSILON = 1e-5
@@ -34,6 +35,10 @@ def project(x: Array, kernel: Array) -> Array:
     That product sums over positions, the outer axis of both factors, and XLA's CPU product wants one of them
     transposed: it takes the gradient of the output, however wide, which cost the GPT-2 baseline a fifth of a step.
     """
+    return _multiply(x, kernel)
+
+
+def _multiply(x: Array, kernel: Array) -> Array:
     return jnp.einsum("...i,io->...o", x, kernel)
 
 
@@ -47,7 +52,7 @@ def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
     return jnp.einsum("...o,io->...i", gradient, kernel), dkernel
 
 
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
+project.defvjp(lambda x, kernel: (product(_multiply(x, kernel)), (x, kernel)), _project_backward)
 
 
 class Projection(nn.Module):

@@ -28,6 +28,7 @@ from mosaics_jax.ops.dropout_mask import check_seed, keep_mask
 from mosaics_jax.ops.kernel_regression import masked_softmax
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.platform import mesh_axes, parted
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array
 
 Axes = tuple[str, ...]
@@ -139,7 +140,7 @@ def causal_retrieval(
         batch, time, heads, _ = q_BTHD.shape
         last_T = lax.axis_index(split.time) * time + jnp.arange(time) - int(strict)
         numbers_BTH = split.numbers(batch, time, heads)
-        return _answers(q_BTHD, k_BNHD, v_BNHD, last_T, numbers_BTH, dropout_rate, seed)
+        return product(_answers(q_BTHD, k_BNHD, v_BNHD, last_T, numbers_BTH, dropout_rate, seed))
 
     run = split.map(on_device, (split.spec, split.spec, split.spec, EVERYWHERE))
     return run(queries_BTHD, keys_BTHD, values_BTHD, check_seed(dropout_rate, dropout_seed))

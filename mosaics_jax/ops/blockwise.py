@@ -17,6 +17,7 @@ from jax import lax
 from mosaics_jax.ops.dropout_mask import keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.platform import one_cpu_device
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array
 
 BLOCK = 128  # queries whose weights are held at a time
@@ -81,7 +82,7 @@ def _forward(
         return _over_blocks(block, None, (q, rows))[1]
 
     rows = row_numbers(*queries.shape[:3])
-    answers, log_total = _over_sequences(forward, queries, keys, values, rows)
+    answers, log_total = map(product, _over_sequences(forward, queries, keys, values, rows))
     return answers, (queries, keys, values, seed, answers, log_total)
 
 

@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from mosaics_jax.ops.pallas_retrieval import BLOCKS, LANES
+from mosaics_jax.ops.products import PRODUCT
 from mosaics_jax.shapes import Array
 
 
@@ -45,6 +46,7 @@ def splash_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, 
     kernel = splash.make_splash_mha_single_device(
         splash_mask.MultiHeadMask([splash_mask.CausalMask((padded, padded))] * heads),
         block_sizes=splash.BlockSizes(**blocks),
+        residual_checkpoint_name=PRODUCT,
     )
 
     def attend(*arrays_BTHD: Array) -> Array:

@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mosaics_jax.ops.blockwise import NEVER
 from mosaics_jax.ops.dropout_mask import keep_mask
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array
 
 BLOCKS = (512, 256, 128)  # queries, and pairs, of a block: the largest that divides the padded number
@@ -48,13 +49,14 @@ def _forward(
     call = _Call(queries, keys, offset, rate)
     q, n = call.padded("query", queries, numbers)
     k, v = call.padded("pair", keys, values)
-    answers, log_total = call(
+    results = call(
         _forward_kernel,
         seed,
         {"row": (n,), "query": (q,), "pair": (k, v)},
         out={"query": (jax.ShapeDtypeStruct(q.shape, v.dtype),), "row": (jax.ShapeDtypeStruct(n.shape, jnp.float32),)},
         scratch=((1, call.block["query"]), (1, call.block["query"]), (call.width, call.block["query"])),
     )
+    answers, log_total = map(product, results)
     return answers[:, : queries.shape[1]], (queries, keys, values, seed, numbers, answers, log_total)
 
 

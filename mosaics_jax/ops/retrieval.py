@@ -29,6 +29,7 @@ from mosaics_jax.ops.library_retrieval import cudnn_can, cudnn_retrieval, splash
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.pallas_retrieval import pallas_retrieval
 from mosaics_jax.ops.platform import per_device, platform
+from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array
 
 
@@ -166,4 +167,4 @@ def _naive(queries: Array, keys: Array, values: Array, seed: Array, offset: int,
     if rate > 0:
         keep = keep_mask(seed, row_numbers(batch, heads, time)[..., None], jnp.arange(time), rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
-    return jnp.einsum("bhtn,bhnd->bhtd", weights.astype(values.dtype), values)
+    return product(jnp.einsum("bhtn,bhnd->bhtd", weights.astype(values.dtype), values))

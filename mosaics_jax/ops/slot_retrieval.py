@@ -13,6 +13,7 @@ from mosaics_jax.ops.dropout_mask import check_seed, keep_mask, row_numbers
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.pallas_retrieval import pallas_retrieval
 from mosaics_jax.ops.platform import one_cpu_device, per_device, platform
+from mosaics_jax.ops.products import product
 from mosaics_jax.ops.retrieval import RetrievalForm
 from mosaics_jax.shapes import Array
 
@@ -61,7 +62,7 @@ def _slots_naive(
     if rate > 0:
         keep = keep_mask(seed, jnp.swapaxes(numbers_BTH, 1, 2)[..., None], jnp.arange(scores.shape[-1]), rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
-    return jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD)
+    return product(jnp.einsum("bhtm,hmd->bthd", weights.astype(values_HMD.dtype), values_HMD))
 
 
 def _slots_pallas(rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array) -> Array:
@@ -129,7 +130,8 @@ def _slots_forward(
     def of_heads(queries: Array, keys: Array, values: Array, numbers: Array) -> tuple[Array, Array]:
         return _answers(rate, queries, keys, values, seed, numbers)
 
-    answers, log_total = _over_heads(of_heads, (queries, keys, values, numbers), (2, 0, 0, 2), (2, 1))
+    results = _over_heads(of_heads, (queries, keys, values, numbers), (2, 0, 0, 2), (2, 1))
+    answers, log_total = map(product, results)
     return answers, (queries, keys, values, seed, numbers, answers, log_total)
 
 

@@ -74,7 +74,7 @@ def test_float64(x64, recorded, relative_error, name):
 
 NAIVE = ({"retrieval": "naive", "remat": "dots"}, LeakyForm.NAIVE)
 BLOCKWISE = ({"retrieval": "blockwise", "remat": "full"}, LeakyForm.CHUNKED)
-SCANNED = ({"scan_layers": True, "remat": "full"}, LeakyForm.SCAN)
+SCANNED = ({"scan_layers": True, "remat": "dots"}, LeakyForm.SCAN)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,32 @@ def test_dropout_is_for_training_alone(config, make, tokens, rate):
     np.testing.assert_array_equal(evaluated, jax.jit(plain.apply)({"params": params}, sequence))
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("config", ["mosaic", "convolutions", "gpt2"], indirect=True)
+def test_what_backward_makes_again(config, make, tokens, scan_layers):
+    """With "dots" no product, with "full" those of a block; the gradients are the same, weights dropped alike."""
+    fields = {"scan_layers": scan_layers, "retrieval": "blockwise", config_dropout(config): 0.3}
+    sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
+    products, gradients = [], []
+    for remat in ("none", "dots", "full"):
+        model, params = make(config, remat=remat, **fields)
+
+        def loss(params, model=model):
+            dropout = {"dropout": jax.random.key(0)}
+            return model.apply({"params": params}, sequence, targets, True, rngs=dropout, method="loss")[0]
+
+        lowered = jax.jit(jax.grad(loss)).lower(params)
+        products.append(lowered.as_text().count("stablehlo.dot_general"))
+        gradients.append(lowered.compile()(params))
+    assert products[0] == products[1] < products[2]
+    for gradient in gradients[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, gradients[0])
+
+
+def config_dropout(config):
+    return "dropout" if isinstance(config, GPT2Config) else "ic_dropout"
+
+
 @some
 def test_loss_is_that_of_the_logits(config, make, tokens):
     model, params = make(config, skip_tokens=3)
