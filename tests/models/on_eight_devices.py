@@ -25,8 +25,8 @@ SIZES = {"vocab_size": 48, "n_layer": 2, "n_head": 8, "n_embd": 32, "scan_layers
 MOSAIC = {**SIZES, "pmem_size": 24, "ic_dropout": 0.1, "hd_dropout": 0.1}
 MODELS = {
     "library": MemoryMosaic(MosaicConfig(**MOSAIC)),
-    "nano": MemoryMosaic(MosaicConfig(**MOSAIC, variant="nano", value_convolution=True)),
-    "gpt2": GPT2(GPT2Config(**SIZES, context_length=80, dropout=0.1)),
+    "nano": MemoryMosaic(MosaicConfig(**MOSAIC, variant="nano", value_convolution=True, remat="dots")),
+    "gpt2": GPT2(GPT2Config(**SIZES, context_length=80, dropout=0.1, remat="dots")),
 }
 AXES = ("data:8", "fsdp:8", "tensor:8", "sequence:8")
 TOGETHER = ("data:2,fsdp:2,tensor:2", "data:2,sequence:4", "fsdp:2,tensor:2,sequence:2")

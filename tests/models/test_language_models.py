@@ -139,8 +139,10 @@ def test_dropout_is_for_training_alone(config, make, tokens, rate):
     np.testing.assert_array_equal(evaluated, jax.jit(plain.apply)({"params": params}, sequence))
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("config", ["mosaic", "convolutions", "gpt2"], indirect=True)
+SCANS = [("mosaic", True), ("convolutions", False), ("gpt2", True)]
+
+
+@pytest.mark.parametrize("config, scan_layers", SCANS, indirect=["config"])
 def test_what_backward_makes_again(config, make, tokens, scan_layers):
     """With "dots" no product, with "full" those of a block; the gradients are the same, weights dropped alike."""
     fields = {"scan_layers": scan_layers, "retrieval": "blockwise", config_dropout(config): 0.3}
