@@ -147,6 +147,7 @@ def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) 
 
 def from_flags(config_class: type[Config], **given: Any) -> Config:
     """The config that the flags describe; ``given`` fields are not read from flags. Raises UserError on a bad value."""
+    # The type variable does not say that it is a dataclass.
     names = [field.name for field in dataclasses.fields(config_class) if field.name not in given]  # type: ignore[arg-type]
     values = {name: flags.FLAGS[name].value for name in names if name in flags.FLAGS}
     try:

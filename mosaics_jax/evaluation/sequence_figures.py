@@ -61,6 +61,7 @@ def draw_regbench(accuracy: Curves, tvd: Curves, ngram: tuple[str, float, float]
         axes.grid(alpha=0.25)
     notes = [
         Line2D([], [], color="0.3", marker="o", label="measured here", linewidth=1.6, markersize=5),
+        # The dictionary mixes types of values.
         Line2D([], [], color="0.3", marker="o", label="published", **PUBLISHED_STYLE),  # type: ignore[arg-type]
         Line2D([], [], color="0.5", linestyle=":", label=f"in-context {ngram[0]}"),
     ]

@@ -52,6 +52,7 @@ def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Para
 
 def _addressable(leaf: Array) -> Array:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        # Shardings are typed as their base, which has no mesh.
         return _replicate(leaf.sharding.mesh)(leaf).addressable_data(0)  # type: ignore[attr-defined]
     return leaf
 
