@@ -53,6 +53,12 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
     (H, T), (H, T) and (H, T, E).
     """
     keys_HDN = jnp.swapaxes(keys_HND, 1, 2)
+    # The product of weights and features is quickest when E is a multiple of 8. Where that leaves room, there is a
+    # column of ones, whose sums are the totals.
+    width = features_HNE.shape[-1]
+    columns = jnp.asarray(np.arange(width, -(-width // 8) * 8) == width, features_HNE.dtype)
+    fillers_HNE = jnp.broadcast_to(columns, (*features_HNE.shape[:-1], len(columns)))
+    features_HNE = jnp.concatenate([features_HNE, fillers_HNE], axis=-1)
     blocks = []
     for start in range(0, len(pairs_T), ROWS):
         pairs = pairs_T[start : start + ROWS]
@@ -61,16 +67,17 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
         # longer than the scores themselves.
         common, most = int(pairs.min()) // LANES * LANES, min(-(-int(pairs.max()) // LANES) * LANES, keys_HND.shape[1])
         parts = [
-            _sums(queries_HRD, keys_HDN[..., low:high], features_HNE[:, low:high], pairs - low)
+            _sums(queries_HRD, keys_HDN[..., low:high], features_HNE[:, low:high], pairs - low, width)
             for low, high in ((0, common), (common, max(most, 1)))
             if low < high
         ]
         blocks.append(functools.reduce(add_pairs, parts))
     top, total, weighted = (jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
-    return top, total, weighted
+    return top, total, weighted[..., :width]
 
 
-def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray) -> Sums:
+def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray, ones: int) -> Sums:
+    """The sums of one block of pairs; the total is that of feature ``ones`` where there are so many."""
     # Scores as sums of outer products, which XLA computes anew in each of the two loops that read them: quicker than
     # to write them to memory and read them twice.
     count = keys_HDN.shape[2]
@@ -80,8 +87,8 @@ def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.
         scores_HRN += jnp.asarray(np.where(np.arange(count) < pairs_R[:, None], 0.0, NEVER), queries_HRD.dtype)
     top_HR = jnp.max(scores_HRN, axis=-1)
     weights_HRN = jnp.exp(scores_HRN - top_HR[..., None])
-    # A column of ones would give the totals too, but the product is quickest when E is a multiple of 8.
-    total_HR, weighted_HRE = jnp.sum(weights_HRN, axis=-1), jnp.einsum("hrn,hne->hre", weights_HRN, features_HNE)
+    weighted_HRE = jnp.einsum("hrn,hne->hre", weights_HRN, features_HNE)
+    total_HR = weighted_HRE[..., ones] if ones < features_HNE.shape[-1] else jnp.sum(weights_HRN, axis=-1)
     if pairs_R.min() <= 0:  # such a row has no pair here, whatever its sums
         seen_R = jnp.asarray(pairs_R > 0, queries_HRD.dtype)
         total_HR, weighted_HRE = seen_R * total_HR, seen_R[:, None] * weighted_HRE
