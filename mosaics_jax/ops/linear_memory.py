@@ -77,7 +77,7 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
 
 
 def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray, ones: int) -> Sums:
-    """The sums of one block of pairs; the total is that of feature ``ones`` where there are so many."""
+    """The sums of one block of pairs. Where the features have a column ``ones``, that is what it holds."""
     # Scores as sums of outer products, which XLA computes anew in each of the two loops that read them: quicker than
     # to write them to memory and read them twice.
     count = keys_HDN.shape[2]
