@@ -26,6 +26,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 LINEAR = {"fields": {"n_embd": 64, "short_convolution": 4}, "rate": 5e-3}
 TRAINING: dict[str, dict[str, Any]] = {
+    "mosaic": {"rate": 5e-3, "rows": 128, "steps": 500},
+    "transformer": {"rows": 64, "steps": 1000},
     "lstm": {"rate": 5e-3, "rows": 128},
     **dict.fromkeys(("linear_transformer", "gla", "deltanet"), LINEAR),
     "retnet": LINEAR | {"steps": 600},
