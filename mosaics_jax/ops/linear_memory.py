@@ -53,12 +53,10 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
     (H, T), (H, T) and (H, T, E).
     """
     keys_HDN = jnp.swapaxes(keys_HND, 1, 2)
-    # The product of weights and features is quickest when E is a multiple of 8. Where that leaves room, there is a
-    # column of ones, whose sums are the totals.
+    # The product of weights and features is quickest when E is a multiple of 8: it is filled up with ones, whose sums
+    # are the totals.
     width = features_HNE.shape[-1]
-    columns = jnp.asarray(np.arange(width, -(-width // 8) * 8) == width, features_HNE.dtype)
-    fillers_HNE = jnp.broadcast_to(columns, (*features_HNE.shape[:-1], len(columns)))
-    features_HNE = jnp.concatenate([features_HNE, fillers_HNE], axis=-1)
+    features_HNE = jnp.pad(features_HNE, ((0, 0), (0, 0), (0, -width % 8)), constant_values=1.0)
     blocks = []
     for start in range(0, len(pairs_T), ROWS):
         pairs = pairs_T[start : start + ROWS]
@@ -77,7 +75,7 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
 
 
 def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray, ones: int) -> Sums:
-    """The sums of one block of pairs. Where the features have a column ``ones``, that is what it holds."""
+    """The sums of one block of pairs. Features from column ``ones`` on, if there are any, are ones."""
     # Scores as sums of outer products, which XLA computes anew in each of the two loops that read them: quicker than
     # to write them to memory and read them twice.
     count = keys_HDN.shape[2]

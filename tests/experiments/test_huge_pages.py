@@ -1,6 +1,7 @@
 """`python -m experiments.NAME` runs with malloc in huge pages, unless the environment says something about malloc."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,13 +9,14 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 AT_START = "import os; print('start', repr(os.environ.get('GLIBC_TUNABLES')), flush=True)"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def starts(tmp_path, *command, **given):
     """What each start of Python finds in the environment, and the whole of the result."""
     (tmp_path / "sitecustomize.py").write_text(AT_START)
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()]), **given}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), **given}
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
     return [line[6:] for line in done.stdout.splitlines() if line.startswith("start ")], done
 
