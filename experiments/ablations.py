@@ -4,8 +4,8 @@
 
 One run a variant, benchmark and seed, all with the settings of `--regbench_base` (by default the published recipe for
 100 automata: 2 layers) and `--mqar_base`. A command that was stopped or killed goes on where it was; more variants or
-seeds may follow in the same directory. WORKDIR/results.md holds the table: means over seeds, on held-out data.
-`--norun` prints it from what is there.
+seeds may follow in the same directory. WORKDIR/results.md holds the table: means over seeds, on held-out data, and the
+seconds of a run. `--norun` makes it from what is there.
 
 A feed-forward layer has 8 C^2 weights, a persistent memory 2 C^2 + 2 C M: as many with M = 3 C slots, which is the
 memory to compare it with.
@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import entry, results
 from experiments.grid import Job, make_jobs, read_base, run_jobs
-from experiments.summaries import SUMMARIES
+from experiments.summaries import SUMMARIES, describe_machine
 from mosaics_jax.data import staging
 from mosaics_jax.errors import UserError
 from mosaics_jax.training.progress import say
@@ -75,8 +75,9 @@ def main(argv: list[str]) -> int:
                 describe = SUMMARIES[benchmark].describe
                 failed += run_jobs(every, arguments, AT_ONCE.value, describe, workdir / "cache" / "jax")
     rows = table(jobs)
-    if RUN.value:
-        staging.write_file(workdir / "results.md", results.markdown(rows).encode())
+    if not any(any(cells) for _, *cells in rows[1:]) and not failed:
+        raise UserError(f"{workdir} holds no results of {' or '.join(jobs)}")
+    staging.write_file(workdir / "results.md", results.markdown(rows).encode())
     say(f"\n{results.aligned(rows)}")
     if failed:
         say(f"{len(failed)} failed: {' '.join(failed)}")
@@ -107,22 +108,29 @@ def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
 
 
 def table(jobs: dict[str, dict[str, list[Job]]]) -> list[tuple[str, ...]]:
-    """A row for each variant, with its parameters and scores on each benchmark; empty where there is no result yet."""
-    scores = {
-        benchmark: {name: title for name, title in SUMMARIES[benchmark].scores.items() if "validation" not in name}
+    """A row for each variant: on each benchmark its parameters, scores and seconds, empty where there is no result."""
+    scores = {benchmark: SUMMARIES[benchmark].scores for benchmark in jobs}
+    shown = {
+        benchmark: {
+            "params": "parameters",
+            **{name: title for name, title in scores[benchmark].items() if "validation" not in name},
+            "seconds": "seconds",
+        }
         for benchmark in jobs
     }
-    titles = [f"{benchmark} {title}" for benchmark in jobs for title in ("parameters", *scores[benchmark].values())]
-    rows = [("variant", *titles)]
+    titles = (f"{benchmark} {title}" for benchmark, columns in shown.items() for title in columns.values())
+    rows = [("variant", *titles, "machine")]
     for variant in CHOSEN.value:
         cells: list[str] = []
+        machines: dict[str, None] = {}
         for benchmark, variants in jobs.items():
             found = [result for job in variants[variant] if (result := job.finished())]
-            means = [sum(result[name] for result in found) / max(len(found), 1) for name in scores[benchmark]]
-            cells += (
-                [f"{found[0]['params']:,}", *(f"{mean:.3f}" for mean in means)] if found else [""] * (1 + len(means))
-            )
-        rows.append((variant, *cells))
+            machines |= dict.fromkeys(describe_machine(result["machine"]) for result in found)
+            for name in shown[benchmark]:
+                mean = sum(result[name] for result in found) / max(len(found), 1)
+                text = f"{mean:.3f}" if name in scores[benchmark] else f"{mean:,.0f}"
+                cells.append(text if found else "")
+        rows.append((variant, *cells, "; ".join(machines)))
     return rows
 
 

@@ -73,14 +73,15 @@ def table(found: list[Result], taken: list[Result], summary: Summary) -> list[tu
                 *(f"{result[name]:.3f}" for name in summary.scores),
                 _text(result["steps"]),
                 f"{result['seconds']:,.0f}",
-                _machine(result["machine"]),
+                describe_machine(result["machine"]),
                 "yes" if result in taken else "",
             )
         )
     return rows
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def describe_machine(machine: dict[str, Any]) -> str:
+    """What a run was made on (``results.machine``), in a few words."""
     cores = machine.get("cores")
     count = f"{machine['devices']} x" if cores is None else f"{cores} core{'s' * (cores != 1)} of"
     return f"{count} {machine['device']}, jax {machine['jax']}"

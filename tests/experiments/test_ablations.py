@@ -1,5 +1,6 @@
 """The table of ablations from the command line: its runs, its rows, and that every variant is a model."""
 
+import re
 import subprocess
 import sys
 
@@ -42,13 +43,14 @@ def test_a_row_for_each_variant_and_what_is_finished_stays(tmp_path):
     done = run("ablations", FLAGFILE, f"--workdir={tmp_path}", "--variants=no peek")
     assert done.returncode == 0, done.stdout + done.stderr
     wider = (FLAGFILE, f"--workdir={tmp_path}", "--variants=no peek,feed-forward", "--benchmarks=mqar")
-    table = run("ablations", *wider, "--norun").stdout.splitlines()[-2:]
-    assert [len(line.split()) for line in table] == [4, 1]  # "no peek", parameters and accuracy; "feed-forward"
+    *_, no_peek, feed_forward = run("ablations", *wider, "--norun").stdout.splitlines()
+    assert re.match(r"no peek +[\d,]+ +[01]\.\d{3} +\d+ +\d+ cores? of ", no_peek)
+    assert feed_forward.split() == ["feed-forward"]
     done = run("ablations", *wider)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished before: 1" in done.stdout
     heading, _, *rows = (tmp_path / "results.md").read_text().splitlines()
-    assert heading == "| variant | mqar parameters | mqar accuracy |"
+    assert heading == "| variant | mqar parameters | mqar accuracy | mqar seconds | machine |"
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["no peek", "feed-forward"]
     assert all(float(row[2]) <= 1 for row in cells)
@@ -61,6 +63,7 @@ def test_a_row_for_each_variant_and_what_is_finished_stays(tmp_path):
 def test_bad_input_is_one_line(tmp_path):
     workdir = f"--workdir={tmp_path}"
     assert "choose from mosaic, leaky average fixed" in refused("ablations", workdir, "--variants=mosaics")
+    assert "holds no results of regbench or mqar" in refused("ablations", workdir, "--norun")
     assert "choose from regbench, mqar" in refused("ablations", workdir, "--benchmarks=")
     (tmp_path / "narrow.flags").write_text("--n_layer=1\n")
     assert "--mqar_base=nowhere.flags cannot be read" in refused("ablations", workdir, "--mqar_base=nowhere.flags")
