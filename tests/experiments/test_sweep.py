@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments import grid, results
-from experiments.grid import Job, make_jobs, parse_grid, read_base, run_jobs, same
+from experiments.grid import Job, core_shares, make_jobs, parse_grid, read_base, run_jobs, same
 from experiments.summaries import SUMMARIES, best, read_all, report
 from mosaics_jax.errors import UserError
 from tests.experiments.entries import ROOT, command, environment, refused, run
@@ -129,10 +129,14 @@ def test_results_of_another_version_are_named(tmp_path):
 
 
 RUN = """
-import json, sys, time
+import json, os, sys, time
 settings = dict(a[2:].split("=", 1) for a in sys.argv[1:])
 workdir = settings.pop("workdir")
 open(workdir + "/started", "a").write("x")
+if settings["kind"].startswith("core"):
+    open(workdir + "/cores", "w").write(json.dumps(sorted(os.sched_getaffinity(0))))
+    while not all(os.path.exists(f"{workdir}/../{other}/cores") for other in ("core0", "core1")):
+        time.sleep(0.01)
 if settings["kind"] == "bad":
     sys.exit("error: it cannot be")
 if settings["kind"] == "flag":
@@ -170,6 +174,19 @@ def test_what_is_finished_is_not_run_again(jobs, tmp_path, capsys):
     assert re.search(r"1/2  a: well, in \d+s; \d+s left\n2/2  b: well, in \d+s\n", said)
     assert "runs: 3, finished before: 1" in said
     assert "bad: failed: it cannot be (status 1; " in said
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell cores")
+def test_runs_at_a_time_share_out_the_cores(jobs, tmp_path):
+    every = os.sched_getaffinity(0)
+    assert run_jobs(jobs("core0", "core1"), [], 2, str, tmp_path) == []
+    assert os.sched_getaffinity(0) == every
+    first, second = (set(json.loads((tmp_path / name / "cores").read_text())) for name in ("core0", "core1"))
+    assert first and second and first | second == every
+    assert not first & second or len(every) == 1
+    for at_once in (1, len(every), 2 * len(every) + 1):
+        shares = core_shares(at_once)
+        assert len(shares) == at_once and all(shares) and set.union(*shares) == every
 
 
 def test_a_flag_that_does_not_exist_ends_the_sweep(jobs, tmp_path):
