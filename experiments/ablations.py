@@ -13,6 +13,7 @@ memory to compare it with.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -108,30 +109,30 @@ def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
 
 
 def table(jobs: dict[str, dict[str, list[Job]]]) -> list[tuple[str, ...]]:
-    """A row for each variant: on each benchmark its parameters, scores and seconds, empty where there is no result."""
-    scores = {benchmark: SUMMARIES[benchmark].scores for benchmark in jobs}
-    shown = {
-        benchmark: {
-            "params": "parameters",
-            **{name: title for name, title in scores[benchmark].items() if "validation" not in name},
-            "seconds": "seconds",
-        }
-        for benchmark in jobs
-    }
-    titles = (f"{benchmark} {title}" for benchmark, columns in shown.items() for title in columns.values())
-    rows = [("variant", *titles, "machine")]
+    """A row for each variant: on each benchmark its parameters, scores, seconds and machine, empty without a result."""
+    rows = [("variant", *(f"{benchmark} {title}" for benchmark in jobs for title in cells_of(benchmark, [])))]
     for variant in CHOSEN.value:
-        cells: list[str] = []
-        machines: dict[str, None] = {}
-        for benchmark, variants in jobs.items():
-            found = [result for job in variants[variant] if (result := job.finished())]
-            machines |= dict.fromkeys(describe_machine(result["machine"]) for result in found)
-            for name in shown[benchmark]:
-                mean = sum(result[name] for result in found) / max(len(found), 1)
-                text = f"{mean:.3f}" if name in scores[benchmark] else f"{mean:,.0f}"
-                cells.append(text if found else "")
-        rows.append((variant, *cells, "; ".join(machines)))
+        found = {
+            benchmark: [result for job in variants[variant] if (result := job.finished())]
+            for benchmark, variants in jobs.items()
+        }
+        rows.append((variant, *(text for item in found.items() for text in cells_of(*item).values())))
     return rows
+
+
+def cells_of(benchmark: str, found: list[dict[str, Any]]) -> dict[str, str]:
+    """What a table says of the results of one variant: its columns, and their texts."""
+
+    def mean(name: str) -> float:
+        return sum(result[name] for result in found) / len(found)
+
+    scores = {title: name for name, title in SUMMARIES[benchmark].scores.items() if "validation" not in name}
+    return {
+        "parameters": f"{found[0]['params']:,}" if found else "",
+        **{title: f"{mean(name):.3f}" if found else "" for title, name in scores.items()},
+        "seconds": f"{mean('seconds'):,.0f}" if found else "",
+        "machine": "; ".join(dict.fromkeys(describe_machine(result["machine"]) for result in found)),
+    }
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_row_for_each_variant_and_what_is_finished_stays(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished before: 1" in done.stdout
     heading, _, *rows = (tmp_path / "results.md").read_text().splitlines()
-    assert heading == "| variant | mqar parameters | mqar accuracy | mqar seconds | machine |"
+    assert heading == "| variant | mqar parameters | mqar accuracy | mqar seconds | mqar machine |"
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in cells] == ["no peek", "feed-forward"]
     assert all(float(row[2]) <= 1 for row in cells)
