@@ -54,7 +54,7 @@ BASES = {
         "mqar_base", "experiments/flags/mqar_cpu.flags", "flagfile with the settings of runs on MQAR"
     ),
 }
-AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time; on CPU they share out the cores", lower_bound=1)
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time, each on its share of the CPU's cores", lower_bound=1)
 RUN = flags.DEFINE_bool("run", True, "make the runs; --norun only makes the table of what is there")
 
 

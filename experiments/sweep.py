@@ -27,7 +27,7 @@ GRID = flags.DEFINE_multi_string(
 )
 BASE = flags.DEFINE_string("base", "", "flagfile with settings of all runs; the grid may set them otherwise")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; the same command goes on from there")
-AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time; on CPU they share out the cores", lower_bound=1)
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time, each on its share of the CPU's cores", lower_bound=1)
 RUN = flags.DEFINE_bool("run", True, "make the runs; --norun only draws what is there")
 
 
