@@ -73,6 +73,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
             # ... and logs, traceback and all, what it raises too, which is told below in one line.
             logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+        sys.unraisablehook = _unraisable
         signal.signal(signal.SIGTERM, _terminated)
         try:
             if len(argv) > 1:
@@ -115,6 +116,17 @@ def _leave(end: BaseException) -> NoReturn:
         traceback.print_exception(end)
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Prints what Python cannot raise, but for one thing, which a failed save leaves behind.
+
+    Orbax closes the event loop at the first write that fails; TensorStore's other writes end later and miss the loop.
+    The failure itself is raised by the next save, and told in one line.
+    """
+    error = found.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
