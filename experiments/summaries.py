@@ -12,6 +12,10 @@ from mosaics_jax.evaluation.sequence_figures import draw_mqar, draw_regbench
 
 Result = dict[str, Any]
 SEEDS = ("seed", "data_seed")  # settings over which a curve takes the mean
+BETWEEN_STEPS = (  # settings of what is told and kept meanwhile, which change no score
+    *("eval_every", "sample_every", "log_every", "checkpoint_every", "checkpoint_every_minutes"),
+    *("keep_checkpoints", "keep_every_minutes", "profile_start", "profile_steps"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +44,8 @@ def best(found: Iterable[Result], point: tuple[str, ...]) -> list[Result]:
     """At each point, all seeds of the settings whose mean validation accuracy is best."""
     points: dict[tuple, dict[tuple, list[Result]]] = collections.defaultdict(lambda: collections.defaultdict(list))
     for result in found:
-        rest = {name: value for name, value in result["settings"].items() if name not in (*point, *SEEDS)}
+        aside = (*point, *SEEDS, *BETWEEN_STEPS)
+        rest = {name: value for name, value in result["settings"].items() if name not in aside}
         points[tuple(result[name] for name in point)][tuple(sorted(rest.items()))].append(result)
 
     def validation(group: list[Result]) -> float:
@@ -61,7 +66,8 @@ def report(found: list[Result], summary: Summary, workdir: Path) -> str:
 def table(found: list[Result], taken: list[Result], summary: Summary) -> list[tuple[str, ...]]:
     """A row for each result, with the settings in which they differ; those that the figure shows are marked."""
     shown = (*summary.point, "seed")
-    names = dict.fromkeys(name for result in found for name in result["settings"] if name not in shown)
+    aside = (*shown, *BETWEEN_STEPS)
+    names = dict.fromkeys(name for result in found for name in result["settings"] if name not in aside)
     varying = [name for name in names if len({str(result["settings"].get(name)) for result in found}) > 1]
     rows = [(*shown, "other settings", "parameters", *summary.scores.values(), "steps", "seconds", "machine", "drawn")]
     for result in sorted(found, key=lambda result: [result[name] for name in shown]):

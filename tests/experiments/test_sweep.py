@@ -86,7 +86,7 @@ def result(model="mosaic", experiment="regbench", **given):
 
 def test_the_best_settings_by_validation_and_all_their_seeds():
     def tried(rate, seed, validation, **given):
-        settings = {"model": "mosaic", "learning_rate": rate, "seed": seed}
+        settings = {"model": "mosaic", "learning_rate": rate, "seed": seed, "log_every": seed + 1}
         return result(settings=settings, seed=seed, validation_accuracy=validation, **given)
 
     found = [tried(1e-3, 0, 0.6), tried(1e-3, 1, 0.8), tried(1e-2, 0, 0.9), tried(1e-2, 1, 0.3)]
@@ -98,7 +98,15 @@ def test_the_best_settings_by_validation_and_all_their_seeds():
 def test_figures_and_tables(experiment, tmp_path):
     models = ("mosaic", "deltanet", "one_of_my_own")
     found = [
-        result(m, experiment, num_train=n, n_embd=n, seed=s, num_pairs=p, settings={"model": m, "lr": 0.1 * s})
+        result(
+            m,
+            experiment,
+            num_train=n,
+            n_embd=n,
+            seed=s,
+            num_pairs=p,
+            settings={"model": m, "lr": 0.1 * s, "eval_every": n},
+        )
         for m in models
         for n in (100, 500)
         for s in (0, 1)
@@ -115,6 +123,7 @@ def test_figures_and_tables(experiment, tmp_path):
     assert len({line.count("|") for line in lines}) == 1
     assert "lr=0.1" in lines[3] and "| 0.500 |" in lines[3] and "1 x cpu, jax 0.10" in lines[3]
     assert sum("| yes |" in line for line in lines) == len(found) / 2
+    assert "eval_every" not in text
     assert "results.md" in text
 
 
