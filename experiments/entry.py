@@ -122,7 +122,7 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     """Prints what Python cannot raise, but for one thing, which a failed save leaves behind.
 
     Orbax closes the event loop at the first write that fails; TensorStore's other writes end later and miss the loop.
-    The failure itself is raised by the next save, and told in one line.
+    The failure itself is raised when the save is waited for, and told in one line.
     """
     error = found.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):

@@ -105,7 +105,7 @@ def test_figures_and_tables(experiment, tmp_path):
             n_embd=n,
             seed=s,
             num_pairs=p,
-            settings={"model": m, "lr": 0.1 * s, "eval_every": n},
+            settings={"model": m, "lr": s / 10, "log_every": n},
         )
         for m in models
         for n in (100, 500)
@@ -123,7 +123,7 @@ def test_figures_and_tables(experiment, tmp_path):
     assert len({line.count("|") for line in lines}) == 1
     assert "lr=0.1" in lines[3] and "| 0.500 |" in lines[3] and "1 x cpu, jax 0.10" in lines[3]
     assert sum("| yes |" in line for line in lines) == len(found) / 2
-    assert "eval_every" not in text
+    assert "log_every" not in text
     assert "results.md" in text
 
 
