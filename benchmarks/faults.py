@@ -277,12 +277,18 @@ class Campaign:
     def kill_preparation(self, kills: int) -> None:
         out = self._workdir / "prepared"
         command = prepare_command(self._workdir / "train.txt", out, "--vocab_size=512")
-        for _ in range(kills):
+        killed = 0
+        while killed < kills:
             moment = self._moments.uniform(0.1, 0.9) * self._lengths["preparing"]
             process = self._start(command)
             wait(process, moment)
             process.kill()  # alone: its workers have to see that it is gone
             status = process.wait()
+            if status == 0:  # it was quicker than before
+                self._lengths["preparing"] = moment
+                shutil.rmtree(out)
+                continue
+            killed += 1
             wrong = [] if status == -signal.SIGKILL else [f"ended with status {status} before it was killed"]
             if out.exists():
                 wrong += self._unlike_prepared(out)
