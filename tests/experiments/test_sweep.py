@@ -1,5 +1,6 @@
 """Sweeps: grids, runs in processes of their own, what is drawn of them."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,8 +14,9 @@ import pytest
 
 from experiments import grid, results
 from experiments.grid import Job, core_shares, make_jobs, parse_grid, read_base, run_jobs, same
-from experiments.summaries import SUMMARIES, best, read_all, report
+from experiments.summaries import BETWEEN_STEPS, SUMMARIES, best, read_all, report
 from mosaics_jax.errors import UserError
+from mosaics_jax.training.loop import LoopConfig
 from tests.experiments.entries import ROOT, command, environment, refused, run
 
 SMOKE = ROOT / "experiments" / "flags" / "mqar_smoke.flags"
@@ -94,19 +96,15 @@ def test_the_best_settings_by_validation_and_all_their_seeds():
     assert best(found, ("model", "num_train")) == [*found[:2], found[4]]
 
 
+def test_settings_that_are_left_out_are_those_of_the_loop():
+    assert {*BETWEEN_STEPS} < {field.name for field in dataclasses.fields(LoopConfig)}
+
+
 @pytest.mark.parametrize("experiment", SUMMARIES)
 def test_figures_and_tables(experiment, tmp_path):
     models = ("mosaic", "deltanet", "one_of_my_own")
     found = [
-        result(
-            m,
-            experiment,
-            num_train=n,
-            n_embd=n,
-            seed=s,
-            num_pairs=p,
-            settings={"model": m, "lr": s / 10, "log_every": n},
-        )
+        result(m, experiment, num_train=n, n_embd=n, seed=s, num_pairs=p, settings={"lr": s / 10, "log_every": n})
         for m in models
         for n in (100, 500)
         for s in (0, 1)
