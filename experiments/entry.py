@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import select
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ from mosaics_jax.training.stopping import Interrupted
 
 Config = TypeVar("Config")
 USER_ERROR_STATUS = 2
+UNREAD_STATUS = 128 + signal.SIGPIPE
 FLAGS_ERROR = "flags: "
 
 
@@ -109,6 +111,12 @@ def parse(argv: list[str]) -> list[str]:
 
 def _leave(end: BaseException) -> NoReturn:
     """Ends the program. One of several processes that fails does not wait for the others, who may wait for it."""
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError as broken:
+        end = broken
+    if isinstance(end, BrokenPipeError) and _unread():
+        end = SystemExit(UNREAD_STATUS)
     status = end.code if isinstance(end, SystemExit) else 1
     if status in (None, 0, Interrupted.EXIT_STATUS) or not jax.distributed.is_initialized():
         raise end
@@ -116,6 +124,22 @@ def _leave(end: BaseException) -> NoReturn:
         traceback.print_exception(end)
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)
+
+
+def _unread() -> bool:
+    """Whether those who read what is printed have had enough of it (`| head`). Nothing is written to them any more.
+
+    To leave this to SIGPIPE, as other programs do, would end the program at any broken connection in it, such as one
+    between the threads of an event loop that is being closed while a checkpoint is read.
+    """
+    streams = select.poll()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        streams.register(stream, 0)
+    gone = [number for number, event in streams.poll(0) if event & select.POLLERR]
+    with open(os.devnull, "w") as nowhere:
+        for number in gone:
+            os.dup2(nowhere.fileno(), number)
+    return bool(gone)
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:

@@ -8,7 +8,6 @@ Several prompts are continued together, and printed in order. Without a prompt i
 the end of input (Ctrl-D). Text goes to standard output, everything else to standard error.
 """
 
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,8 +55,6 @@ def main(argv: list[str]) -> None:
     if PROMPT_FILE.value is not None:
         prompts += read_prompts(Path(PROMPT_FILE.value))
     check_prompts(prompts)
-    # Whoever reads the text may have enough of it (`| head`).
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     trained = load_trained(CHECKPOINT.value, WHICH.value)
     size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     say(f"{trained.run}: {type(trained.model).__name__}, {size:,} parameters, {trained.tokenizer.vocab_size:,} tokens")

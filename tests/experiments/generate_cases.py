@@ -6,6 +6,7 @@ A case is (arguments, what is typed); a result (exit status, standard output, st
 import contextlib
 import io
 import json
+import socket
 import sys
 
 from absl.testing import flagsaver
@@ -27,4 +28,9 @@ def call(arguments: list[str], typed: str) -> tuple[int, str, str]:
 
 if __name__ == "__main__":
     results = [call(*case) for case in json.load(sys.stdin)]
+    # A connection that breaks within the program, as one of a closing event loop may, raises; it ends no process.
+    here, there = socket.socketpair()
+    there.close()
+    with contextlib.suppress(BrokenPipeError):
+        here.send(b"x")
     json.dump(results, sys.stdout)

@@ -1,8 +1,11 @@
-"""What every entry point does with what it cannot raise."""
+"""What every entry point does with what it cannot raise, and with readers who have had enough."""
 
 import subprocess
 import sys
 
+import pytest
+
+from experiments import entry
 from tests.experiments.entries import ROOT, environment
 
 LATE_WRITE = """
@@ -38,12 +41,65 @@ def main(argv):
 entry.run(main)
 """
 
+TALK = """
+import sys
+from experiments import entry
+
+
+def main(argv):
+    sys.stdin.readline()
+    for _ in range({lines}):
+        print("a line", flush={flush})
+
+
+entry.run(main)
+"""
+
+BROKEN_CONNECTION = """
+import socket
+from experiments import entry
+
+
+def main(argv):
+    here, there = socket.socketpair()
+    there.close()
+    here.send(b"x")
+
+
+entry.run(main)
+"""
+
+
+def python(program):
+    return {"args": [sys.executable, "-c", program], "cwd": ROOT, "env": environment()}
+
 
 def test_writes_that_end_after_a_failed_save_print_nothing():
     """As on a full disk, where the first write to fail ends the wait for the others. Everything else is printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", LATE_WRITE], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(**python(LATE_WRITE), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Event loop is closed" not in done.stderr
     assert "RuntimeError: another one" in done.stderr
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["standard output", "standard error too"])
+@pytest.mark.parametrize(("lines", "flush"), [(3, True), (3, False), (100_000, False)])
+def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
+    """As behind `| head`: the status is a shell's for SIGPIPE."""
+    with subprocess.Popen(
+        **python(TALK.format(lines=lines, flush=flush)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if both else subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        if not both:
+            assert process.stderr.read() == b""
+        assert process.wait(120) == entry.UNREAD_STATUS == 141
+
+
+def test_a_broken_connection_is_no_reader_that_left():
+    done = subprocess.run(**python(BROKEN_CONNECTION), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
