@@ -49,6 +49,14 @@ def kill_group(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def kill_one_of_two(process: subprocess.Popen, number: int) -> None:
+    """Kills one of the two processes that ``process`` has started, unless one has ended already."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if len(children) == 2:
+            os.kill(int(children[number]), signal.SIGKILL)
+
+
 def ends_within(group: int, seconds: float) -> bool:
     """Whether the last process of a group ends."""
     deadline = time.monotonic() + seconds

@@ -31,6 +31,7 @@ from benchmarks.fault_tools import (
     ends_within,
     half_written,
     kill_group,
+    kill_one_of_two,
     newest,
     records_reach,
     wait,
@@ -242,14 +243,15 @@ class Campaign:
                 self._wait_for_writing(process, run)
             else:
                 wait(process, self._moments.uniform(0, 0.9 * self._lengths["training"]))
-            if process.poll() is not None:  # it was quicker, and is finished
+            kill_group(process)
+            status = process.wait()
+            if status == 0:  # it was quicker, and is finished
                 self._undone(run)
                 number += 1
                 run = self._workdir / f"killed-{number}"
                 continue
-            kill_group(process)
             killed += 1
-            wrong = self._told(self._output(), before, process.wait(), -signal.SIGKILL)
+            wrong = self._told(self._output(), before, status, -signal.SIGKILL)
             after = newest(run)
             if after < before:
                 wrong.append(f"step {before} was saved, and {after} is the newest now")
@@ -293,7 +295,7 @@ class Campaign:
             if out.exists():
                 wrong += self._unlike_prepared(out)
                 shutil.rmtree(out)
-            if not ends_within(process.pid, 10):
+            if not ends_within(process.pid, 60):
                 wrong.append("workers outlive it")
                 kill_group(process)
             self._note(PREPARING, f"after {moment:.1f} s", wrong)
@@ -379,7 +381,7 @@ class Campaign:
 
     def kill_one_of_two(self, kills: int) -> None:
         def pair(run: pathlib.Path) -> list[str]:
-            launcher = [sys.executable, "-m", "launch.local", "--processes=2", "--devices=1", "--grace=3", "--"]
+            launcher = [sys.executable, "-m", "launch.local", "--processes=2", "--devices=1", "--grace=10", "--"]
             return [*launcher, *train_command(self._workdir, run), "--steps=90"]
 
         reference, run = self._workdir / "pair", self._workdir / "pair-killed"
@@ -394,12 +396,11 @@ class Campaign:
             while newest(run) < until and process.poll() is None:
                 time.sleep(0.02)
             time.sleep(self._moments.uniform(0, 0.5))
-            if process.poll() is not None:  # it was quicker, and is finished
-                break
-            children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             victim = self._moments.randrange(2)
-            os.kill(int(children[victim]), signal.SIGKILL)
+            kill_one_of_two(process, victim)
             status, output = process.wait(120), self._output()
+            if status == 0:  # it was quicker, and is finished
+                break
             wrong = [] if f"process {victim} was ended by SIGKILL" in output else [f"told: {output[-1000:]}"]
             if status != 128 + signal.SIGKILL:
                 wrong.append(f"exit status {status}")

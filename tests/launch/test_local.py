@@ -45,7 +45,8 @@ def test_a_kill_comes_before_the_failures_that_it_causes():
         "import subprocess; launcher = os.getppid()\n"
         "if not first: os.kill(launcher, signal.SIGSTOP); os.kill(os.getpid(), signal.SIGKILL)\n"
         "while open(f'/proc/{launcher}/stat').read().rpartition(') ')[2][0] != 'T': time.sleep(0.01)\n"
-        "subprocess.Popen(['sh', '-c', f'sleep 0.5; kill -CONT {launcher}'])\n"
+        "ended = f'grep -q State:.Z /proc/{os.getpid()}/status'\n"
+        "subprocess.Popen(['sh', '-c', f'until {ended}; do sleep 0.01; done; kill -CONT {launcher}'])\n"
         "sys.exit(1)"
     )
     done = run("local", "--", sys.executable, "-c", program)
