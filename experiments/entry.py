@@ -113,8 +113,12 @@ def _leave(end: BaseException) -> NoReturn:
     """Ends the program. One of several processes that fails does not wait for the others, who may wait for it."""
     try:
         print(end="", flush=True)
-    except BrokenPipeError as broken:
-        end = broken
+    except BrokenPipeError as error:
+        end = error
+    except OSError as error:
+        _discard(sys.stdout.fileno())
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        end = SystemExit(USER_ERROR_STATUS)
     if isinstance(end, BrokenPipeError) and _unread():
         end = SystemExit(UNREAD_STATUS)
     status = end.code if isinstance(end, SystemExit) else 1
@@ -127,7 +131,7 @@ def _leave(end: BaseException) -> NoReturn:
 
 
 def _unread() -> bool:
-    """Whether those who read what is printed have had enough of it (`| head`). Nothing is written to them any more.
+    """Whether those who read what is printed have had enough of it (`| head`). Nothing reaches them any more.
 
     To leave this to SIGPIPE, as other programs do, would end the program at any broken connection in it, such as one
     between the threads of an event loop that is being closed while a checkpoint is read.
@@ -136,10 +140,15 @@ def _unread() -> bool:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         streams.register(stream, 0)
     gone = [number for number, event in streams.poll(0) if event & select.POLLERR]
-    with open(os.devnull, "w") as nowhere:
-        for number in gone:
-            os.dup2(nowhere.fileno(), number)
+    _discard(*gone)
     return bool(gone)
+
+
+def _discard(*streams: int) -> None:
+    """Lets what is still printed there vanish, or Python would try it again, and complain, as it ends."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in streams:
+            os.dup2(nowhere.fileno(), stream)
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:

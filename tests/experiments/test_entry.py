@@ -1,5 +1,6 @@
 """What every entry point does with what it cannot raise, and with readers who have had enough."""
 
+import os
 import subprocess
 import sys
 
@@ -98,6 +99,17 @@ def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
         if not both:
             assert process.stderr.read() == b""
         assert process.wait(120) == entry.UNREAD_STATUS == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+@pytest.mark.parametrize(("lines", "flush"), [(3, True), (3, False), (100_000, False)])
+def test_output_to_a_full_disk_ends_with_one_line(lines, flush):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            **python(TALK.format(lines=lines, flush=flush)), input="go", stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+    assert done.returncode == entry.USER_ERROR_STATUS
 
 
 def test_a_broken_connection_is_no_reader_that_left():
