@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import select
 import signal
 import sys
 import traceback
@@ -111,16 +110,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def _leave(end: BaseException) -> NoReturn:
     """Ends the program. One of several processes that fails does not wait for the others, who may wait for it."""
-    try:
-        print(end="", flush=True)
-    except BrokenPipeError as error:
-        end = error
-    except OSError as error:
-        _discard(sys.stdout.fileno())
-        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
-        end = SystemExit(USER_ERROR_STATUS)
-    if isinstance(end, BrokenPipeError) and _unread():
-        end = SystemExit(UNREAD_STATUS)
+    end = _unprinted(end)
     status = end.code if isinstance(end, SystemExit) else 1
     if status in (None, 0, Interrupted.EXIT_STATUS) or not jax.distributed.is_initialized():
         raise end
@@ -130,25 +120,27 @@ def _leave(end: BaseException) -> NoReturn:
     os._exit(status if isinstance(status, int) else 1)
 
 
-def _unread() -> bool:
-    """Whether those who read what is printed have had enough of it (`| head`). Nothing reaches them any more.
+def _unprinted(end: BaseException) -> BaseException:
+    """How to end if what is printed cannot be: quietly if those who read it have had enough of it (`| head`).
 
-    To leave this to SIGPIPE, as other programs do, would end the program at any broken connection in it, such as one
-    between the threads of an event loop that is being closed while a checkpoint is read.
+    That is ``end`` if all could be printed, or if it says more, such as that a run is saved. To leave this to SIGPIPE,
+    as other programs do, would end the program at any broken connection in it, such as one between the threads of an
+    event loop that is being closed while a checkpoint is read.
     """
-    streams = select.poll()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        streams.register(stream, 0)
-    gone = [number for number, event in streams.poll(0) if event & select.POLLERR]
-    _discard(*gone)
-    return bool(gone)
-
-
-def _discard(*streams: int) -> None:
-    """Lets what is still printed there vanish, or Python would try it again, and complain, as it ends."""
-    with open(os.devnull, "w") as nowhere:
-        for stream in streams:
-            os.dup2(nowhere.fileno(), stream)
+    failed: OSError | None = None
+    for stream, probe in ((sys.stderr, ""), (sys.stdout, "\n" if isinstance(end, OSError) else "")):
+        try:
+            print(end=probe, file=stream, flush=True)
+        except OSError as error:
+            failed = error
+            with open(os.devnull, "w") as nowhere:  # or Python would try it again, and complain, as it ends
+                os.dup2(nowhere.fileno(), stream.fileno())
+    if failed is None or not (isinstance(end, OSError) or (isinstance(end, SystemExit) and not end.code)):
+        return end
+    if isinstance(failed, BrokenPipeError):
+        return SystemExit(UNREAD_STATUS)
+    print(f"error: standard output cannot be written: {failed.strerror}", file=sys.stderr)
+    return SystemExit(USER_ERROR_STATUS)
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:

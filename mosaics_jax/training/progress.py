@@ -1,5 +1,6 @@
 """What a run says and records while it goes: every step's metrics, the progress line, the time of everything else."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ Result = TypeVar("Result")
 
 
 def say(text: str) -> None:
-    """Prints, on the first process alone."""
+    """Prints, on the first process alone. If that fails the run goes on: Ctrl-C ends a `| tee` before the run saves."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, flush=True)
 
 
 class Progress:

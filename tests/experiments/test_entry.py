@@ -51,6 +51,7 @@ def main(argv):
     sys.stdin.readline()
     for _ in range({lines}):
         print("a line", flush={flush})
+    return {status}
 
 
 entry.run(main)
@@ -72,7 +73,8 @@ entry.run(main)
 
 
 def python(program):
-    return {"args": [sys.executable, "-c", program], "cwd": ROOT, "env": environment()}
+    buffered = {"PYTHONUNBUFFERED": ""}
+    return {"args": [sys.executable, "-c", program], "cwd": ROOT, "env": {**environment(), **buffered}}
 
 
 def test_writes_that_end_after_a_failed_save_print_nothing():
@@ -88,7 +90,7 @@ def test_writes_that_end_after_a_failed_save_print_nothing():
 def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
     """As behind `| head`: the status is a shell's for SIGPIPE."""
     with subprocess.Popen(
-        **python(TALK.format(lines=lines, flush=flush)),
+        **python(TALK.format(lines=lines, flush=flush, status=0)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if both else subprocess.PIPE,
@@ -106,10 +108,24 @@ def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
 def test_output_to_a_full_disk_ends_with_one_line(lines, flush):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            **python(TALK.format(lines=lines, flush=flush)), input="go", stdout=full, stderr=subprocess.PIPE, text=True
+            **python(TALK.format(lines=lines, flush=flush, status=0)),
+            input="go",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
     assert done.returncode == entry.USER_ERROR_STATUS
+
+
+def test_a_status_of_its_own_says_more_than_that_nobody_reads():
+    """Such as that a run is saved and to be started again."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as unread:
+        program = python(TALK.format(lines=3, flush=False, status=75))
+        done = subprocess.run(**program, input="go", stdout=unread, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (75, "")
 
 
 def test_a_broken_connection_is_no_reader_that_left():

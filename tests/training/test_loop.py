@@ -1,6 +1,8 @@
 """What a run does and leaves, what it refuses, and how it ends when numbers go wrong."""
 
 import dataclasses
+import io
+import sys
 
 import grain
 import jax
@@ -44,6 +46,16 @@ def test_output(tiny, tmp_path, capsys):
     assert "total                         272" in output
     for part in ("compiled in", "step 2/4  loss", "tokens/s", " left", "evaluation took", "checkpoint took", "sum "):
         assert part in output
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tiny, tmp_path, monkeypatch):
+    class Unread(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Unread())
+    loop = dataclasses.replace(tiny.LOOP, steps=4, log_every=2)
+    assert train(tmp_path, loop, tiny.OPTIMIZER, tiny.make_task()).step == 4
 
 
 def test_a_finished_run_is_given_back_at_once(finished, tiny):
