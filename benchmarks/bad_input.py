@@ -22,7 +22,7 @@ import traceback
 import warnings
 
 from benchmarks.bad_input_cases import commands, make_files
-from mosaics_jax.data import staging
+from mosaics_jax.runtime import staging
 
 # What the entry points import, but not these themselves, which define flags.
 LIBRARIES = (

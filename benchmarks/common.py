@@ -17,8 +17,9 @@ from typing import Any
 from absl import flags
 
 from experiments import results
-from mosaics_jax.data import staging
 from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.tables import aligned
 
 OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
 REPEATS = flags.DEFINE_integer(
@@ -99,7 +100,7 @@ def machine() -> dict[str, Any]:
 
 def report(rows: Sequence[Sequence[str]], figures: dict[str, Any]) -> None:
     """Prints the table and the machine, and writes ``figures`` with them to --out."""
-    print("\n" + results.aligned(rows))
+    print("\n" + aligned(rows))
     where = machine()
     print(json.dumps(where), flush=True)
     if OUT.value:

@@ -9,7 +9,6 @@ taken from a compilation cache.
 import time
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -19,7 +18,7 @@ from benchmarks.train import training_task
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import MemoryMosaic, MosaicConfig
-from mosaics_jax.training.mesh import RULES, make_mesh
+from mosaics_jax.training.mesh import make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import make_trainer
@@ -53,7 +52,7 @@ def compiled(depth: int, scan: bool) -> dict[str, float]:
     """Seconds to trace and lower the step, and to compile it."""
     model = MemoryMosaic(MosaicConfig(**{**SIZES["published"], "n_layer": depth}, scan_layers=scan))
     mesh = make_mesh("data:-1")
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         trainer = make_trainer(training_task(model, BATCH, LENGTH), OptimizerConfig(), 1000, 0, mesh)
         batch = {"tokens": jax.ShapeDtypeStruct((BATCH, LENGTH + 1), jnp.int32)}
         began = time.perf_counter()

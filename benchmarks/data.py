@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -27,7 +26,7 @@ from experiments import entry
 from mosaics_jax.data import mqar, regbench
 from mosaics_jax.data.automata import AutomataConfig
 from mosaics_jax.data.windows import random_windows
-from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import make_trainer
 
@@ -74,7 +73,7 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
     """
     model = build("mosaic", "small", **dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), 0.05), context_length=256)
     mesh = make_mesh("data:-1")
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         trainer = make_trainer(training_task(model, 16, 256), OptimizerConfig(), 1000, 0, mesh)
         state = trainer.init()
 

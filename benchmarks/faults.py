@@ -37,9 +37,10 @@ from benchmarks.fault_tools import (
     wait,
 )
 from experiments import entry, results
-from mosaics_jax.data import staging
 from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.tables import aligned, markdown
 from mosaics_jax.training import load_params
 from mosaics_jax.training.checkpoint_files import steps_in
 from mosaics_jax.training.metrics import read_metrics
@@ -420,7 +421,7 @@ class Campaign:
 
     def report(self) -> int:
         rows = [("fault", "times", "as it should be"), *((name, *map(str, n)) for name, n in self._counts.items())]
-        say("\n" + results.aligned(rows))
+        say("\n" + aligned(rows))
         kills = sum(self._counts.get(name, [0])[0] for name in (RANDOM, WRITING, PREPARING, PAIR))
         machine = results.machine()
         summary = f"{kills} SIGKILLs; disk full by {self._means}; {self._seconds / 60:.0f} min on {machine['device']}"
@@ -436,7 +437,7 @@ class Campaign:
                 "complaints": self._complaints,
             }
             staging.write_file(f"{OUT.value}.json", (json.dumps(found, indent=1) + "\n").encode())
-            staging.write_file(f"{OUT.value}.md", f"{results.markdown(rows)}\n{summary}.\n".encode())
+            staging.write_file(f"{OUT.value}.md", f"{markdown(rows)}\n{summary}.\n".encode())
         return 1 if self._complaints else 0
 
 

@@ -9,7 +9,6 @@ it to PyTorch and C 72 and 130 seconds.
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 from absl import flags
 
@@ -19,7 +18,7 @@ from experiments.moons import MOON_OPTIMIZER, moon_network, one_device_a_core
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.moons import MoonMosaicConfig
-from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import make_trainer
@@ -52,7 +51,7 @@ def training(seeds: int, heads: int) -> dict[str, float]:
     moons = MoonsConfig()
     network = moon_network(MoonMosaicConfig(heads=heads), moons, seeds, 0)
     mesh = make_mesh("data:-1")
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         trainer = make_trainer(network.task, OptimizerConfig(**MOON_OPTIMIZER), STEPS, 0, mesh)
         state, data = trainer.init(), iter(network.task.train_data)
 

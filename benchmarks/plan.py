@@ -14,8 +14,8 @@ import sys
 from absl import flags
 
 from experiments import entry
-from mosaics_jax.data import staging
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("12", "12_gpu", "1500m", "8b")

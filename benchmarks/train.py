@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +25,7 @@ from mosaics_jax.models import LanguageModel
 from mosaics_jax.models.language_model import REMAT_POLICIES
 from mosaics_jax.ops.retrieval import quickest_form
 from mosaics_jax.shapes import Array, Params
-from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import Task, count_parameters, make_trainer
@@ -101,7 +100,7 @@ def ours(case: Case) -> dict[str, Any]:
 
     task = training_task(model, batch, time)
     mesh = make_mesh("data:-1")
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         trainer = make_trainer(task, OptimizerConfig(), 1000, 0, mesh)
         state = trainer.init()
         tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, time + 1), dtype=np.int32)

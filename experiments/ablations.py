@@ -17,13 +17,14 @@ from typing import Any
 
 from absl import flags
 
-from experiments import entry, results
-from experiments.grid import Job, make_jobs, read_base, run_jobs
-from experiments.summaries import SUMMARIES, describe_machine
-from mosaics_jax.data import staging
+from experiments import entry
+from experiments.sweeps.grid import Job, make_jobs, read_base, run_jobs
+from experiments.sweeps.summaries import SUMMARIES, describe_machine
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.tables import aligned, markdown
+from mosaics_jax.runtime.workdir import check_workdir, held
 from mosaics_jax.training.progress import say
-from mosaics_jax.training.workdir import check_workdir, held
 
 VARIANTS = {
     "mosaic": "model=mosaic",
@@ -78,8 +79,8 @@ def main(argv: list[str]) -> int:
     rows = table(jobs)
     if not any(any(cells) for _, *cells in rows[1:]) and not failed:
         raise UserError(f"{workdir} holds no results of {' or '.join(jobs)}")
-    staging.write_file(workdir / "results.md", results.markdown(rows).encode())
-    say(f"\n{results.aligned(rows)}")
+    staging.write_file(workdir / "results.md", markdown(rows).encode())
+    say(f"\n{aligned(rows)}")
     if failed:
         say(f"{len(failed)} failed: {' '.join(failed)}")
     return 1 if failed else 0

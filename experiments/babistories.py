@@ -17,15 +17,15 @@ from absl import flags
 
 from experiments import entry
 from experiments.language import TextConfig, language_task, save_tokenizer, story_sampler
-from mosaics_jax.data import staging
 from mosaics_jax.data.corpus import CorpusConfig, open_corpus
 from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.figures import draw_loss_curves
 from mosaics_jax.models import LANGUAGE_MODELS, GPT2Config, MosaicConfig
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.workdir import check_workdir
 from mosaics_jax.training.loop import LoopConfig, TrainResult, train
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.optimizer import OptimizerConfig
-from mosaics_jax.training.workdir import check_workdir
 
 EXPERIMENT = "babistories"
 MODEL = flags.DEFINE_list("model", ["mosaic"], f"what to train, comma separated: {', '.join(LANGUAGE_MODELS)}")

@@ -24,10 +24,10 @@ from absl import flags
 
 from experiments import entry
 from mosaics_jax.convert import from_torch, to_torch
-from mosaics_jax.data import staging
 from mosaics_jax.data.tokenizers import load_tokenizer
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LANGUAGE_MODELS, GPT2Config
+from mosaics_jax.runtime import staging
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoints import CheckpointWriter, load_config, load_params
 from mosaics_jax.training.state import TrainState, count_parameters

@@ -17,14 +17,14 @@ from absl import flags
 
 from experiments import entry
 from experiments.moons import MOON_OPTIMIZER, moon_network, one_device_a_core
-from mosaics_jax.data import staging
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.moons import head_disentanglement
 from mosaics_jax.models.moons import MoonMosaicConfig
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.workdir import check_workdir
 from mosaics_jax.training.loop import LoopConfig, train
 from mosaics_jax.training.optimizer import OptimizerConfig
-from mosaics_jax.training.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; the same command goes on from there")
 COUNTS = flags.DEFINE_list("moon_counts", ["2", "3", "4", "5"], "numbers of moons, comma separated")

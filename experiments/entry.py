@@ -12,8 +12,8 @@ import jax
 from absl import app, flags, logging
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.stopping import Interrupted
 from mosaics_jax.settings import setting
-from mosaics_jax.training.stopping import Interrupted
 
 Config = TypeVar("Config")
 USER_ERROR_STATUS = 2
@@ -50,7 +50,7 @@ class Processes:
         """Waits for the other processes, if there are any. Comes before any use of JAX. Raises UserError."""
         if not (self.distributed or self.coordinator):
             return
-        jax.config.update("jax_enable_preemption_service", False)  # see training/stopping.py
+        jax.config.update("jax_enable_preemption_service", False)  # see runtime/stopping.py
         given = (self.coordinator, self.num_processes, self.process_id) if self.coordinator else ()
         try:
             jax.distributed.initialize(*given)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.corpus import Corpus
 from mosaics_jax.data.windows import Batch, evaluation_windows, random_windows
 from mosaics_jax.errors import UserError
@@ -17,6 +16,7 @@ from mosaics_jax.evaluation.loss import loss_evaluator
 from mosaics_jax.inference import generate
 from mosaics_jax.models import LANGUAGE_MODELS
 from mosaics_jax.models.language_model import LanguageModel
+from mosaics_jax.runtime import staging
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.state import Task

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.moons import MoonsConfig, Periods, evaluation_windows, show, total_period, windows
 from mosaics_jax.evaluation import moon_figures as figures
 from mosaics_jax.evaluation.moons import (
@@ -25,6 +24,7 @@ from mosaics_jax.evaluation.moons import (
     modulus_matrices,
 )
 from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
+from mosaics_jax.runtime import staging
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.loop import TrainResult
 from mosaics_jax.training.mesh import mean_over_devices

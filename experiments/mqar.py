@@ -21,6 +21,7 @@ from experiments import entry, results, sequences
 from mosaics_jax.data.mqar import MQARConfig, training_batches
 from mosaics_jax.data.mqar import sequences as make_sequences
 from mosaics_jax.evaluation.mqar import evaluation_batches, query_loss, query_scorer
+from mosaics_jax.runtime.tables import aligned
 from mosaics_jax.settings import setting
 from mosaics_jax.training.progress import say
 
@@ -100,7 +101,7 @@ def table(found: dict[str, Any]) -> str:
             f"{found['accuracy']:.3f}",
         ),
     ]
-    return "\n" + results.aligned(rows)
+    return "\n" + aligned(rows)
 
 
 if __name__ == "__main__":

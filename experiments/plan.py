@@ -20,16 +20,16 @@ from absl import flags
 
 from experiments import babistories, entry
 from experiments.language import TextConfig, training_functions
-from mosaics_jax.data import staging
 from mosaics_jax.data.corpus import DEFAULT_VOCAB_SIZE
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LANGUAGE_MODELS
 from mosaics_jax.ops import RetrievalForm
+from mosaics_jax.planning.plan import Plan, TooLarge, make_plan
+from mosaics_jax.planning.topology import GIB
+from mosaics_jax.runtime import staging
 from mosaics_jax.training.loop import LoopConfig
 from mosaics_jax.training.optimizer import OptimizerConfig
-from mosaics_jax.training.plan import Plan, TooLarge, make_plan
 from mosaics_jax.training.state import Task
-from mosaics_jax.training.topology import GIB
 
 TOPOLOGY = flags.DEFINE_string(
     "topology", "v5e:2x2", "CHIP:SHAPE to plan for: v5e:4x4, v6e:8x8, v5p:4x4x4, h100:8, h100:4x8"

@@ -26,6 +26,7 @@ from mosaics_jax.data.regbench import (
     training_batches,
 )
 from mosaics_jax.evaluation.regbench import baselines, model_scorer
+from mosaics_jax.runtime.tables import aligned
 from mosaics_jax.training.progress import say
 
 EXPERIMENT = "regbench"
@@ -86,7 +87,7 @@ def table(found: dict) -> str:
     return (
         f"\nRegBench, {found['num_train']:,} training automata, {found['params']:,} parameters, "
         f"{found['steps']:,} steps in {found['seconds']:,.0f} s\n"
-        + results.aligned([("held-out automata", "accuracy", "TVD"), *rows])
+        + aligned([("held-out automata", "accuracy", "TVD"), *rows])
     )
 
 

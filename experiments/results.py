@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import jax
 from absl import flags
 
 from experiments.entry import Processes
-from mosaics_jax.data import staging
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 
 FILE_NAME = "results.json"
 VERSION = 1  # of what a run computes: results of different versions are not to be compared
@@ -73,18 +72,3 @@ def read(workdir: Path, experiment: str, settings: dict[str, Any] | None = None)
             shown = ", ".join(f"--{name} was {old.get(name, 'not given')}" for name in different)
             raise UserError(f"{path} is of other settings ({shown}): move it away, or choose another work directory")
     return results
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same for a README; the first row is the heading."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]) + "\n"

@@ -1,13 +1,11 @@
 """Sequence models as training tasks: what RegBench and MQAR share."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -17,14 +15,14 @@ from mosaics_jax.data.windows import Batch
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.models.zoo import SEQUENCE_MODELS
+from mosaics_jax.runtime.workdir import check_workdir
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.loop import LoopConfig, TrainResult, train
-from mosaics_jax.training.mesh import RULES, make_mesh
+from mosaics_jax.training.mesh import make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
 from mosaics_jax.training.state import Task
-from mosaics_jax.training.workdir import check_workdir
 
 Loss = Callable[[LanguageModel, Params, Batch, Array], Array]  # of a model on a batch, with a key for its dropout
 BLANK_LENGTH = 64  # positions of the sequence that parameters are made with, if the model has so many
@@ -125,9 +123,7 @@ class Run:
 
     def evaluate(self, evaluate: Callable[[Params], dict[str, float]], params: Params) -> dict[str, float]:
         """Calls ``evaluate`` as the loop does: on the mesh."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(jax.set_mesh(make_mesh(self.loop.mesh)))
-            stack.enter_context(nn.logical_axis_rules(RULES))
+        with jax.set_mesh(make_mesh(self.loop.mesh)):
             return evaluate(params)
 
 

@@ -15,11 +15,11 @@ the mean over seeds.
 from absl import flags
 
 from experiments import entry
-from experiments.grid import make_jobs, read_base, run_jobs
-from experiments.summaries import SUMMARIES, read_all, report
+from experiments.sweeps.grid import make_jobs, read_base, run_jobs
+from experiments.sweeps.summaries import SUMMARIES, read_all, report
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.workdir import check_workdir, held
 from mosaics_jax.training.progress import say
-from mosaics_jax.training.workdir import check_workdir, held
 
 EXPERIMENT = flags.DEFINE_enum("experiment", "regbench", list(SUMMARIES), "what is run")
 GRID = flags.DEFINE_multi_string(

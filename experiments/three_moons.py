@@ -19,10 +19,10 @@ from experiments.moons import MOON_OPTIMIZER, evaluate, moon_network, one_device
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.moons import MoonMosaicConfig
+from mosaics_jax.runtime.workdir import check_workdir
 from mosaics_jax.training.loop import LoopConfig, train
 from mosaics_jax.training.mesh import make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig
-from mosaics_jax.training.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; the same command goes on from there")
 HEADS = flags.DEFINE_list("heads", ["1", "3"], "numbers of heads, comma separated: a network for each")

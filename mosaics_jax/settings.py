@@ -19,3 +19,23 @@ def check_choices(config: Any) -> None:
         value = getattr(config, field.name)
         if choices and value not in choices:
             raise ValueError(f"{field.name}={value!r} is not one of {', '.join(choices)}")
+
+
+def check_sizes(config: object, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless each named field is at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+
+
+def check_rates(config: object, names: tuple[str, ...]) -> None:
+    """Raises ValueError unless each named field is a dropout rate."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 0 and below 1")
+
+
+def check_heads(n_embd: int, n_head: int) -> None:
+    """Raises ValueError unless the heads divide the width."""
+    if n_embd % n_head:
+        raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}")

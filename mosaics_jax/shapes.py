@@ -26,3 +26,5 @@ import jax
 Array = jax.Array
 Dtype = Any
 Params = Any  # a nested dict of arrays, as Linen makes it
+
+IGNORED = -1  # a target that no loss counts

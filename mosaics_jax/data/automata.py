@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mosaics_jax.data.windows import IGNORED
 from mosaics_jax.settings import setting
+from mosaics_jax.shapes import IGNORED
 
 TEXT = ".abcdefghijklmnopqr|"  # the vocabulary: a token's id is its place
 PAD, SEPARATOR, VOCAB_SIZE = 0, 19, 20

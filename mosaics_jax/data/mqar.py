@@ -11,9 +11,10 @@ import grain
 import numpy as np
 
 from mosaics_jax.data.automata import ORDER_BITS, random_bits
-from mosaics_jax.data.windows import IGNORED, Batch
+from mosaics_jax.data.windows import Batch
 from mosaics_jax.errors import UserError
 from mosaics_jax.settings import setting
+from mosaics_jax.shapes import IGNORED
 
 BLOCK_WORDS = 2**22  # random words that are held at a time
 

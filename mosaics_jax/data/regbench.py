@@ -24,7 +24,6 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.automata import (
     ORDER_BITS,
     PAD,
@@ -37,10 +36,12 @@ from mosaics_jax.data.automata import (
     draw_problem,
     random_bits,
 )
-from mosaics_jax.data.windows import IGNORED, Batch
+from mosaics_jax.data.windows import Batch
 from mosaics_jax.data.workers import in_order
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 from mosaics_jax.settings import setting
+from mosaics_jax.shapes import IGNORED
 
 FORMAT, VERSION = "mosaics_jax regbench", 1
 META_FILE = "meta.json"

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.story_words import (
     ANIMALS,
     BOYS,
@@ -33,6 +32,7 @@ from mosaics_jax.data.story_words import (
     THINGS,
     TOOLS,
 )
+from mosaics_jax.runtime import staging
 
 Item = TypeVar("Item")
 CHOICE = re.compile(r"\[([^\[\]]*)\]")

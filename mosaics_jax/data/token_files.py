@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.documents import matched_files, read_documents
 from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from mosaics_jax.data.workers import in_order
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 
 FORMAT, VERSION = "mosaics_jax tokens", 1
 TOKENS_FILE, META_FILE = "tokens.bin", "meta.json"

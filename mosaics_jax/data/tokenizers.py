@@ -16,9 +16,9 @@ from typing import Protocol
 import sentencepiece
 import tiktoken
 
-from mosaics_jax.data import staging
 from mosaics_jax.data.documents import END_OF_TEXT
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 GPT2_ENCODER_FILE, GPT2_MERGES_FILE = "encoder.json", "vocab.bpe"

@@ -7,8 +7,8 @@ import grain
 import numpy as np
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import IGNORED
 
-IGNORED = -1  # a target that no loss counts
 Batch = dict[str, np.ndarray]
 
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaics_jax.data.windows import IGNORED, Batch
+from mosaics_jax.data.windows import Batch
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.ops import head_cross_entropy
-from mosaics_jax.shapes import Array, Params
+from mosaics_jax.shapes import IGNORED, Array, Params
 from mosaics_jax.training.mesh import put_batch
 
 

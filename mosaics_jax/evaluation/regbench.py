@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaics_jax.data.automata import PAD, SEPARATOR, SYMBOLS, VOCAB_SIZE
-from mosaics_jax.data.windows import IGNORED, Batch
+from mosaics_jax.data.windows import Batch
 from mosaics_jax.models import LanguageModel
-from mosaics_jax.shapes import Array, Params
+from mosaics_jax.shapes import IGNORED, Array, Params
 from mosaics_jax.training.mesh import put_batch
 
 ORDERS = (1, 2, 3, 4)  # of the in-context n-gram models

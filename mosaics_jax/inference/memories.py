@@ -10,12 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LanguageModel, unstack_layers
 from mosaics_jax.nn.memory import Memory, is_store
 from mosaics_jax.shapes import Array, Params
+from mosaics_jax.training.mesh import make_mesh
 
 # Prompts are fed in chunks of few sizes, since each size is compiled: the first as long as it fits, then the second.
 CHUNKS = (128, 32)
@@ -25,13 +26,13 @@ LEAST_CAPACITY = 256
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
     """Generation runs on this process's first device, also when the program around it, a training loop, has a mesh."""
-    with jax.set_mesh(_mesh_of_one()), nn.logical_axis_rules(()):
+    with jax.set_mesh(_mesh_of_one()):
         yield
 
 
 @functools.cache
 def _mesh_of_one() -> Mesh:
-    return jax.make_mesh((1,), ("one",), devices=jax.local_devices()[:1], axis_types=(AxisType.Auto,))
+    return make_mesh("data:1", jax.local_devices()[:1])
 
 
 def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:

@@ -8,9 +8,9 @@ from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mosaics_jax.errors import UserError
 from mosaics_jax.inference.memories import decodable
 from mosaics_jax.models import LanguageModel, build_language_model
+from mosaics_jax.runtime.workdir import find_run
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoints import load_config, load_params
-from mosaics_jax.training.workdir import find_run
 
 
 class Trained(NamedTuple):

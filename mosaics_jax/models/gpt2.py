@@ -8,12 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from mosaics_jax.models.language_model import LanguageModel
-from mosaics_jax.models.mosaic import check_heads, check_rates, check_sizes
 from mosaics_jax.nn.attention import CausalSelfAttention
 from mosaics_jax.nn.feed_forward import FeedForward
 from mosaics_jax.nn.rotary import check_rotary
 from mosaics_jax.ops import RetrievalForm
-from mosaics_jax.settings import check_choices, setting
+from mosaics_jax.settings import check_choices, check_heads, check_rates, check_sizes, setting
 
 STD = 0.02
 

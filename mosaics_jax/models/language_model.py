@@ -13,6 +13,7 @@ from mosaics_jax.nn.memory import Memory, Span
 from mosaics_jax.nn.sharded import head_cross_entropy
 from mosaics_jax.ops.products import KEEP_PRODUCTS
 from mosaics_jax.shapes import Array, Params
+from mosaics_jax.sharding import constrain
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": None,
@@ -97,17 +98,17 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens_BT: Array, start_B: Array | None, train: bool) -> Array:
         # As jax arrays: parameters may be numpy's, and those cannot be indexed with traced tokens.
-        tokens_BT = nn.with_logical_constraint(tokens_BT, ("batch", "time"))
+        tokens_BT = constrain(tokens_BT, "batch", "time")
         # Rows of the table whole: looked up in halves, they would be put together for the whole batch on each device.
         table_VC = jnp.asarray(self.embedding, self.config.dtype)
-        table_VC = nn.with_logical_constraint(table_VC, ("activation_vocab", "activation_embed"))
+        table_VC = constrain(table_VC, "activation_vocab", "activation_embed")
         x_BTC = table_VC[tokens_BT]
         if self.max_positions is not None:
             index = jnp.arange(tokens_BT.shape[1])
             index = index if start_B is None else start_B[:, None] + index
             x_BTC += jnp.asarray(self.positions, self.config.dtype)[index]
         x_BTC = self.dropout(x_BTC, deterministic=not train)
-        return nn.with_logical_constraint(x_BTC, ("batch", "time", "activation_embed"))
+        return constrain(x_BTC, "batch", "time", "activation_embed")
 
     def hidden(self, tokens_BT: Array, train: bool = False) -> Array:
         """The normalised outputs of the stack that the head reads: (B, T - skip_tokens, C)."""

@@ -13,7 +13,7 @@ from mosaics_jax.nn.extractors import LEAKY_AVERAGES
 from mosaics_jax.nn.feed_forward import FeedForward
 from mosaics_jax.nn.persistent import PersistentMemory
 from mosaics_jax.ops import RetrievalForm
-from mosaics_jax.settings import check_choices, setting
+from mosaics_jax.settings import check_choices, check_heads, check_rates, check_sizes, setting
 
 NANO_STD = 0.02
 NANO_LOG_BOUND = math.log(65535.0)
@@ -71,26 +71,6 @@ class MosaicConfig:
             raise ValueError(f"skip_tokens={self.skip_tokens} must not be negative")
         if self.value_convolution and not self.peek:
             raise ValueError("value_convolution=True is a way to peek at x_{t+1}: it goes with peek=True alone")
-
-
-def check_sizes(config: object, names: tuple[str, ...]) -> None:
-    """Raises ValueError unless each named field is at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
-
-
-def check_rates(config: object, names: tuple[str, ...]) -> None:
-    """Raises ValueError unless each named field is a dropout rate."""
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 0 and below 1")
-
-
-def check_heads(n_embd: int, n_head: int) -> None:
-    """Raises ValueError unless the heads divide the width."""
-    if n_embd % n_head:
-        raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}")
 
 
 class MemoryMosaic(LanguageModel):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mosaics_jax.nn.layers import layer_norm
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.shapes import Array, Dtype
+from mosaics_jax.sharding import constrain
 
 BlockState = tuple[Any, Any]
 
@@ -48,9 +49,7 @@ class Block(nn.Module):
         for (norm, unit), state in zip(self._halves(), states or (None, None), strict=False):
             normed_BTC = norm(x_BTC)
             y_BTC, state = unit(normed_BTC, state, span, train)
-            x_BTC = nn.with_logical_constraint(
-                (x_BTC if self.pre_ln else normed_BTC) + y_BTC, ("batch", "time", "activation_embed")
-            )
+            x_BTC = constrain((x_BTC if self.pre_ln else normed_BTC) + y_BTC, "batch", "time", "activation_embed")
             after.append(state)
         return x_BTC, None if states is None else (after[0], after[1] if len(after) > 1 else None)
 

@@ -23,13 +23,13 @@ from jax.sharding import PartitionSpec
 
 from mosaics_jax import ops
 from mosaics_jax.ops import RetrievalForm, blockwise
-from mosaics_jax.ops.cross_entropy import IGNORE, total_cross_entropy
 from mosaics_jax.ops.dropout_mask import check_seed, keep_mask
 from mosaics_jax.ops.kernel_regression import masked_softmax
+from mosaics_jax.ops.losses import total_cross_entropy
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.ops.platform import mesh_axes, parted
 from mosaics_jax.ops.products import product
-from mosaics_jax.shapes import Array
+from mosaics_jax.shapes import IGNORED, Array
+from mosaics_jax.sharding import is_sharded, mesh_axes
 
 Axes = tuple[str, ...]
 EVERYWHERE = PartitionSpec()
@@ -71,7 +71,7 @@ def split_of(rows: int, time: int, last: int, name: str = "activation_heads") ->
     Sizes that do not divide stay whole. ``name``: logical axis of the last one.
     """
     axes = mesh_axes("batch", rows), mesh_axes("time", time), mesh_axes(name, last)
-    return Split(*axes, dict(jax.sharding.get_abstract_mesh().shape)) if parted() and any(axes) else None
+    return Split(*axes, dict(jax.sharding.get_abstract_mesh().shape)) if is_sharded() and any(axes) else None
 
 
 def _time_split(x_BTHD: Array) -> Split | None:
@@ -196,5 +196,5 @@ def head_cross_entropy(
 
     in_specs = PartitionSpec(split.rows, split.time), PartitionSpec(split.heads), PartitionSpec(split.rows, split.time)
     parts = split.map(on_device, in_specs)(hidden_BTC, head_VC, targets_BT)
-    count = jnp.sum(targets_BT != IGNORE)
+    count = jnp.sum(targets_BT != IGNORED)
     return jnp.sum(parts) / jnp.maximum(count, 1), count

@@ -1,12 +1,12 @@
 """Pure functions on arrays, without parameters. Each fast form stands beside a naive one that is obviously right."""
 
-from mosaics_jax.ops.cross_entropy import cross_entropy, head_cross_entropy
+from mosaics_jax.ops.averages import LeakyForm, leaky_average
 from mosaics_jax.ops.kernel_regression import gaussian_regression, unit_key_regression
-from mosaics_jax.ops.leaky_average import LeakyForm, leaky_average
-from mosaics_jax.ops.linear_memory import linear_memory
+from mosaics_jax.ops.linear_keys import linear_memory
+from mosaics_jax.ops.losses import cross_entropy, head_cross_entropy
 from mosaics_jax.ops.normalize import unit
 from mosaics_jax.ops.retrieval import RetrievalForm, causal_retrieval, stored_retrieval
-from mosaics_jax.ops.slot_retrieval import slot_retrieval
+from mosaics_jax.ops.slots import slot_retrieval
 
 __all__ = [
     "LeakyForm",

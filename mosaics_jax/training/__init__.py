@@ -1,10 +1,10 @@
 """Training: the one loop, its optimizer, mesh, checkpoints and metrics."""
 
+from mosaics_jax.runtime.stopping import Diverged, Interrupted
 from mosaics_jax.training.checkpoints import load_config, load_params
 from mosaics_jax.training.loop import LoopConfig, TrainResult, train
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import Task
-from mosaics_jax.training.stopping import Diverged, Interrupted
 
 __all__ = [
     "Diverged",

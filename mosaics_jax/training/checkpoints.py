@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSeconds, LatestN, PreservationPolicy
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.workdir import find_run
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoint_files import (
     FILE_LIST,
@@ -36,7 +37,6 @@ from mosaics_jax.training.checkpoint_files import (
     steps_in,
 )
 from mosaics_jax.training.state import TrainState
-from mosaics_jax.training.workdir import find_run
 
 FORMAT = 2
 READABLE = (1, 2)  # format 1 kept the position in the data once for each process, and knew no skip_spikes

@@ -8,23 +8,22 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.stopping import SAVE, Diverged, Interrupted, StopSignals
+from mosaics_jax.runtime.workdir import check_workdir, held
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoints import CheckpointWriter, restore_latest
-from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.metrics import FILE_NAME, RECORD_FIELDS, MetricsWriter, read_metrics
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import Progress, say
 from mosaics_jax.training.state import Task, TrainState, all_finite, count_parameters, make_trainer, parameter_table
-from mosaics_jax.training.stopping import SAVE, Diverged, Interrupted, StopSignals
-from mosaics_jax.training.workdir import check_workdir, held
 
 LOSS_WINDOW = 100  # steps at the end of a run whose mean is its training loss
 SEEN_WITHIN = 60  # seconds: a network file system may remember for so long that a directory was not there
@@ -88,7 +87,7 @@ def train(
     mesh = make_mesh(loop_config.mesh)
     config = run_config(loop_config, optimizer_config, task)
     steps = loop_config.steps
-    with held(workdir), jax.set_mesh(mesh), nn.logical_axis_rules(RULES), contextlib.ExitStack() as stack:
+    with held(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         check_shared(workdir)
 
         # Build.

@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh: how it is asked for, and how batches and parameters are put on it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,32 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.shapes import Params
-
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH_AXES = ("data", "fsdp")
-
-# Logical axis -> mesh axes. ``data`` splits the batch, ``fsdp`` also the parameters, ``tensor`` heads and hidden
-# widths, ``sequence`` the time axis of activations. The order is the precedence: a mesh axis is used once in a tensor.
-RULES: tuple[tuple[str, Any], ...] = (
-    ("batch", BATCH_AXES),
-    ("time", "sequence"),
-    ("vocab", "tensor"),
-    ("heads", "tensor"),
-    ("mlp", "tensor"),
-    ("embed", "fsdp"),
-    ("activation_heads", "tensor"),
-    ("activation_vocab", "tensor"),
-    ("activation_embed", None),
-    ("head", None),
-    ("head_dim", None),
-    ("slots", "fsdp"),
-    ("banks", None),
-    ("norm", None),
-    ("taps", None),
-    ("position", None),
-    ("layers", None),
-    ("seeds", None),
-)
+from mosaics_jax.sharding import BATCH_AXES, MESH_AXES, RULES
 
 
 def parse_mesh(text: str, devices: int) -> dict[str, int]:
@@ -173,7 +148,7 @@ def shardings_of(boxed: Params, mesh: Mesh) -> Any:
         if len(leaf.names) != leaf.value.ndim:
             raise ValueError(f"{where}: axis names {leaf.names} do not fit shape {leaf.value.shape}")
         if unknown := [name for name in leaf.names if name is not None and name not in known]:
-            raise ValueError(f"{where}: axis {unknown[0]!r} is not in mosaics_jax.training.mesh.RULES")
+            raise ValueError(f"{where}: axis {unknown[0]!r} is not in mosaics_jax.sharding.RULES")
         axes = nn.logical_to_mesh_axes(leaf.names, RULES) or ()
         for size, name, axis in zip(leaf.value.shape, leaf.names, axes, strict=True):
             if axis is not None and size % mesh.shape[axis]:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from mosaics_jax.runtime.stopping import Diverged
 from mosaics_jax.training.metrics import MetricsWriter
 from mosaics_jax.training.spikes import LONGEST
-from mosaics_jax.training.stopping import Diverged
 
 Result = TypeVar("Result")
 

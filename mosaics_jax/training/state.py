@@ -62,7 +62,7 @@ class Trainer:
 
 
 def make_trainer(task: Task, config: OptimizerConfig, steps: int, seed: int, mesh: Mesh) -> Trainer:
-    """Call it, and the functions it returns, under ``jax.set_mesh(mesh)`` and ``nn.logical_axis_rules(RULES)``."""
+    """Call it, and the functions it returns, under ``jax.set_mesh(mesh)``."""
 
     def keys() -> Array:
         # Made where they are used, under tracing: a mesh of chips that are not here can compile, but compute nothing.

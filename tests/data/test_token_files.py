@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mosaics_jax.data import staging, token_files
+from mosaics_jax.data import token_files
 from mosaics_jax.data.stories import stories, write_corpus
 from mosaics_jax.data.token_files import TokenFile, cached_sentencepiece, cached_tokens, is_token_directory, prepare
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime import staging
 
 
 @pytest.fixture(scope="module")

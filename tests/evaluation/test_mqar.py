@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mosaics_jax.data.mqar import MQARConfig, sequences
-from mosaics_jax.data.windows import IGNORED
 from mosaics_jax.evaluation.mqar import evaluation_batches, query_loss, query_scorer
 from mosaics_jax.models import GPT2, GPT2Config, MemoryMosaic, MosaicConfig
+from mosaics_jax.shapes import IGNORED
 from mosaics_jax.training.mesh import make_mesh
 
 DATA = MQARConfig(vocab_size=40, context_length=20, num_pairs=3)

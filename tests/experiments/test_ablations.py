@@ -11,7 +11,7 @@ EVERY_VARIANT = """
 import json
 
 from experiments.ablations import VARIANTS
-from experiments.grid import parse_grid
+from experiments.sweeps.grid import parse_grid
 from mosaics_jax.models.zoo import SEQUENCE_MODELS
 
 def typed(text):

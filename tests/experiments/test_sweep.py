@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from experiments import grid, results
-from experiments.grid import Job, core_shares, make_jobs, parse_grid, read_base, run_jobs, same
-from experiments.summaries import BETWEEN_STEPS, SUMMARIES, best, read_all, report
+from experiments import results
+from experiments.sweeps import grid
+from experiments.sweeps.grid import Job, core_shares, make_jobs, parse_grid, read_base, run_jobs, same
+from experiments.sweeps.summaries import BETWEEN_STEPS, SUMMARIES, best, read_all, report
 from mosaics_jax.errors import UserError
 from mosaics_jax.training.loop import LoopConfig
 from tests.experiments.entries import ROOT, command, environment, refused, run

@@ -92,8 +92,8 @@ def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name
     fields, leaky_form = form
     # Blocks and chunks that do not divide the 48 positions: there are several, and the last is padded.
     monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 20)
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.leaky_average"], "CHUNK", 20)
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slot_retrieval"], "slot_rows", lambda: 60)
+    monkeypatch.setattr(sys.modules["mosaics_jax.ops.averages"], "CHUNK", 20)
+    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slots"], "slot_rows", lambda: 60)
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)

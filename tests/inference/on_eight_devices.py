@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mosaics_jax.inference import generate
 from mosaics_jax.models import MemoryMosaic, MosaicConfig
-from mosaics_jax.training.mesh import RULES, make_mesh, shardings_of
+from mosaics_jax.training.mesh import make_mesh, shardings_of
 
 PROMPTS = [[1, 2, 3], [4]]
 
@@ -18,7 +18,7 @@ def main() -> None:
         MosaicConfig(vocab_size=24, n_layer=2, n_head=2, n_embd=16, pmem_size=8, scan_layers=True, dtype="bfloat16")
     )
     mesh = make_mesh("data:2,fsdp:2,tensor:2")
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
 
         def init():
             return model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]

@@ -19,7 +19,7 @@ import optax
 from experiments.language import training_functions
 from mosaics_jax.models import GPT2, GPT2Config, MemoryMosaic, MosaicConfig
 from mosaics_jax.ops import blockwise
-from mosaics_jax.training.mesh import RULES, make_mesh, put_batch
+from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import Task, make_trainer
 
@@ -52,7 +52,7 @@ def two_steps(gradient, params, batch):
 
 def compare(name, mesh_text, task, params, one_device):
     mesh = make_mesh(mesh_text)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         trainer = make_trainer(task, OptimizerConfig(), 10, 0, mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract.params)
         if name == "library" and mesh_text == TOGETHER[-1]:

@@ -13,7 +13,7 @@ import pytest
 from mosaics_jax.convert import to_torch
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import MemoryMosaic, MosaicConfig
-from mosaics_jax.training.mesh import RULES
+from mosaics_jax.sharding import RULES
 
 CONFIG = MosaicConfig(vocab_size=31, n_layer=2, n_head=2, n_embd=16, pmem_size=7)
 SCALARS = CONFIG.n_head

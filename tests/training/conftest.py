@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from mosaics_jax.runtime.stopping import StopSignals
 from mosaics_jax.training import loop, train
-from mosaics_jax.training.stopping import StopSignals
 
 
 def _load_tiny():

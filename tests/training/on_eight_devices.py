@@ -8,16 +8,15 @@ import math
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import numpy as np
 import tiny
 from jax.sharding import AxisType
 
+from mosaics_jax.sharding import MESH_AXES
 from mosaics_jax.training import train
 from mosaics_jax.training.checkpoints import CheckpointWriter, restore_latest
 from mosaics_jax.training.loop import run_config
-from mosaics_jax.training.mesh import MESH_AXES, RULES
 from mosaics_jax.training.state import make_trainer
 
 
@@ -40,7 +39,7 @@ def pass_on(directory):
     for sizes in ((1, 8, 1, 1), (2, 1, 2, 1), (1, 1, 1, 1), (2, 2, 2, 1)):
         devices = jax.devices()[: math.prod(sizes)]
         mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        with jax.set_mesh(mesh):
             trainer = make_trainer(task, tiny.OPTIMIZER, tiny.LOOP.steps, tiny.LOOP.seed, mesh)
             data = iter(task.train_data)
             state = restore_latest(source, trainer.abstract, data, config)

@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from mosaics_jax.errors import UserError
-from mosaics_jax.training.mesh import RULES, make_mesh, parse_mesh, put_batch, shardings_of
+from mosaics_jax.sharding import RULES
+from mosaics_jax.training.mesh import make_mesh, parse_mesh, put_batch, shardings_of
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import board
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.stopping import StopSignals
 from mosaics_jax.training import Interrupted, loop, train
 from mosaics_jax.training.metrics import read_metrics
-from mosaics_jax.training.stopping import StopSignals
 
 PROGRAM = pathlib.Path(__file__).with_name("tiny.py")
 
@@ -109,7 +109,7 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
 
 STUCK = """
 import ctypes
-from mosaics_jax.training.stopping import StopSignals
+from mosaics_jax.runtime.stopping import StopSignals
 lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
 with StopSignals():
     print("stuck", flush=True)

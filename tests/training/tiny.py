@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.sharding import constrain
 from mosaics_jax.training import Interrupted, LoopConfig, OptimizerConfig, Task, train
 
 LOOP = LoopConfig(steps=40, eval_every=10, sample_every=20, checkpoint_every=5, log_every=10, keep_checkpoints=3)
@@ -27,7 +28,7 @@ class Net(nn.Module):
         hidden_EF = self.param("hidden", nn.with_logical_partitioning(init, ("embed", "mlp")), (8, 16))
         bias_F = self.param("bias", nn.with_logical_partitioning(init, ("mlp",)), (16,))
         out_FV = self.param("out", nn.with_logical_partitioning(init, ("mlp", "vocab")), (16, 8))
-        x_BF = jnp.tanh(nn.with_logical_constraint(x_BE, ("batch", "activation_embed")) @ hidden_EF + bias_F)
+        x_BF = jnp.tanh(constrain(x_BE, "batch", "activation_embed") @ hidden_EF + bias_F)
         return nn.Dropout(0.1, deterministic=not train)(x_BF) @ out_FV
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.gpt2 import STD
 from mosaics_jax.models.language_model import LanguageModel
-from mosaics_jax.models.mosaic import check_heads, check_rates, check_sizes
 from mosaics_jax.nn.feed_forward import FeedForward
 from mosaics_jax.nn.short_convolution import Convolved
-from mosaics_jax.settings import check_choices, setting
+from mosaics_jax.settings import check_choices, check_heads, check_rates, check_sizes, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mosaics_jax.models.mosaic import check_sizes
 from mosaics_jax.models.zoo.base import ZooModel
 from mosaics_jax.models.zoo.s4d import DiagonalStateSpace, S4DConfig
 from mosaics_jax.nn.layers import Projection, normal
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.long_convolution import long_convolution
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
 

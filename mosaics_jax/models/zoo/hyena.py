@@ -8,13 +8,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mosaics_jax.models.mosaic import check_sizes
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant, normal
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.nn.short_convolution import ShortConvolution
 from mosaics_jax.ops.long_convolution import long_convolution
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
 SHORT_TAPS = 3

@@ -8,12 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaics_jax.models.mosaic import check_sizes
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, merge_heads, split_heads
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.linear_recurrence import linear_recurrence
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
 EPSILON = 1e-6  # added to the normaliser, as in the authors' code

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaics_jax.models.mosaic import check_sizes
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.nn.short_convolution import ShortConvolution
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.selective_scan import selective_scan
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
 EXPANSION = 2  # inner width, in units of C

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaics_jax.models.mosaic import check_sizes
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant, normal
 from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.state_space import DiagonalSystem, diagonal_state_space
-from mosaics_jax.settings import setting
+from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # of the initial times from position to position

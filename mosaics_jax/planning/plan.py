@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.planning.compiled import Program, Traffic
+from mosaics_jax.planning.topology import GIB, Chip, slice_devices
 from mosaics_jax.shapes import Params
-from mosaics_jax.training.compiled import Program, Traffic
-from mosaics_jax.training.mesh import RULES, batch_sharding, check_rows, make_mesh
+from mosaics_jax.training.mesh import batch_sharding, check_rows, make_mesh
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask
 from mosaics_jax.training.state import Task, count_parameters, make_trainer
-from mosaics_jax.training.topology import GIB, Chip, slice_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def make_plan(
     mesh = make_mesh(mesh_text, devices)
     for leaf in jax.tree.leaves(batch):
         check_rows(leaf.shape[0], mesh, optimizer.accumulate)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh):
         # The number of steps and the seed are constants of the program: they do not change what it takes.
         trainer = make_trainer(task, optimizer, steps=1000, seed=0, mesh=mesh)
         split = jax.tree.map(

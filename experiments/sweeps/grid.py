@@ -199,7 +199,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 def start(job: Job, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     job.workdir.mkdir(parents=True, exist_ok=True)
     settings = [f"--{name}={value}" for name, value in job.settings.items()]
-    command = [sys.executable, "-m", "experiments.child", job.experiment, *settings, *arguments]
+    command = [sys.executable, "-m", "experiments.sweeps.child", job.experiment, *settings, *arguments]
     with (job.workdir / LOG_NAME).open("ab") as log:
         # In a session of its own, so that Ctrl-C reaches the sweep alone, which tells its runs.
         return subprocess.Popen(

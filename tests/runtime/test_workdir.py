@@ -5,8 +5,8 @@ import os
 import pytest
 
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.workdir import check_workdir, held
 from mosaics_jax.training import train
-from mosaics_jax.training.workdir import check_workdir, held
 
 
 def test_directories_that_cannot_be_used(tiny, tmp_path, monkeypatch):

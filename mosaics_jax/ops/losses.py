@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.shapes import Array
+from mosaics_jax.shapes import IGNORED, Array
 
-IGNORE = -1  # a target that carries no loss
 BLOCK = 512  # positions whose logits exist at one time
 Axes = tuple[str, ...]
 
@@ -20,7 +19,7 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     logits = logits.astype(accumulation_dtype(logits))
     chex.assert_shape(targets, logits.shape[:-1])
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(targets == IGNORE, 0.0, jax.nn.logsumexp(logits, axis=-1) - chosen)
+    return jnp.where(targets == IGNORED, 0.0, jax.nn.logsumexp(logits, axis=-1) - chosen)
 
 
 def head_cross_entropy(
@@ -37,7 +36,7 @@ def head_cross_entropy(
     """
     chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
     chex.assert_shape(targets_BT, hidden_BTC.shape[:2])
-    count = jnp.sum(targets_BT != IGNORE)
+    count = jnp.sum(targets_BT != IGNORED)
     hidden_NC = hidden_BTC.reshape(-1, hidden_BTC.shape[-1])
     total = total_cross_entropy(scale, z_loss, (), hidden_NC, head_VC, targets_BT.reshape(-1))
     return total / jnp.maximum(count, 1), count
@@ -47,7 +46,7 @@ def _blocks(hidden: Array, targets: Array) -> tuple[Array, Array]:
     size = min(BLOCK, len(hidden))
     padding = -len(hidden) % size
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    targets = jnp.pad(targets, (0, padding), constant_values=IGNORE)
+    targets = jnp.pad(targets, (0, padding), constant_values=IGNORED)
     return hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size)
 
 
@@ -60,14 +59,14 @@ def _block_losses(
     if not axes:
         chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
         losses = log_total + z_loss * jnp.square(log_total) - chosen
-        return jnp.sum(jnp.where(targets == IGNORE, 0.0, losses)), logits, log_total, targets
+        return jnp.sum(jnp.where(targets == IGNORED, 0.0, losses)), logits, log_total, targets
     top = lax.pmax(log_total, axes)
     log_total = top + jnp.log(lax.psum(jnp.exp(log_total - top), axes))
     here = targets - lax.axis_index(axes) * len(head)
     chosen = jnp.take_along_axis(logits, jnp.clip(here, 0, len(head) - 1)[:, None], axis=-1)[:, 0]
     chosen = jnp.where((here >= 0) & (here < len(head)), chosen, 0.0)
     share = (log_total + z_loss * jnp.square(log_total)) / lax.axis_size(axes)  # so that the parts' losses add up
-    return jnp.sum(jnp.where(targets == IGNORE, 0.0, share - chosen)), logits, log_total, here
+    return jnp.sum(jnp.where(targets == IGNORED, 0.0, share - chosen)), logits, log_total, here
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -96,7 +95,7 @@ def _total_forward(
         total, dhead = carry
         x, y = xs
         loss, logits, log_total, here = _block_losses(scale, z_loss, axes, x, table, y)
-        valid = (y != IGNORE)[:, None]
+        valid = (y != IGNORED)[:, None]
         hit = jnp.arange(len(table)) == here[:, None]
         log_total = log_total[:, None]
         share = jnp.exp(logits - log_total) * (1.0 + 2.0 * z_loss * log_total)

@@ -17,7 +17,7 @@ RATE = 0.3
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of queries, of which the last is padded."""
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slot_retrieval"], "slot_rows", lambda: 40)
+    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slots"], "slot_rows", lambda: 40)
 
 
 def slot_definition(queries, keys, values):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mosaics_jax.training.compiled import Program, size_of
-from mosaics_jax.training.plan import product_flops
+from mosaics_jax.planning.compiled import Program, size_of
+from mosaics_jax.planning.plan import product_flops
 
 PROGRAM = """HloModule step, is_scheduled=true
 

@@ -1,6 +1,6 @@
 """Runs an entry point that ends when the process that started it does, however that ended.
 
-python -m experiments.child NAME FLAGS          # standard input: a pipe that the starting process holds open
+python -m experiments.sweeps.child NAME FLAGS          # standard input: a pipe that the starting process holds open
 """
 
 import os

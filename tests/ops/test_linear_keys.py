@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mosaics_jax.ops import RetrievalForm, linear_memory
-from mosaics_jax.ops.linear_memory import past_sums
+from mosaics_jax.ops.linear_keys import past_sums
 
 SHAPES = [(1, 6, 1, 2), (3, 2, 2, 1), (3, 2, 63, 3), (1, 6, 205, 5), (2, 2, 170, 4)]  # heads, width, time, batch
 

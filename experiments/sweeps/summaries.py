@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import results
-from mosaics_jax.data import staging
 from mosaics_jax.evaluation.sequence_figures import draw_mqar, draw_regbench
+from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.tables import aligned, markdown
 
 Result = dict[str, Any]
 SEEDS = ("seed", "data_seed")  # settings over which a curve takes the mean
@@ -59,8 +60,8 @@ def report(found: list[Result], summary: Summary, workdir: Path) -> str:
     taken = best(found, summary.point)
     summary.draw(taken, workdir / "figure")
     rows = table(found, taken, summary)
-    staging.write_file(workdir / "results.md", results.markdown(rows).encode())
-    return f"\n{results.aligned(rows)}\n\nfigure.png, figure.pdf and results.md: {workdir}"
+    staging.write_file(workdir / "results.md", markdown(rows).encode())
+    return f"\n{aligned(rows)}\n\nfigure.png, figure.pdf and results.md: {workdir}"
 
 
 def table(found: list[Result], taken: list[Result], summary: Summary) -> list[tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""Tasks: a model and data become something that `mosaics_jax.training.train` can train."""
