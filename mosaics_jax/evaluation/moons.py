@@ -9,8 +9,8 @@ from jax import lax
 
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
-from mosaics_jax.ops.blockwise import NEVER, Sums, add_pairs
 from mosaics_jax.ops.linear_keys import ahead, divide, past_sums
+from mosaics_jax.ops.weights import UNSEEN, Sums, add_sums
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import mean_over_devices
 
@@ -56,7 +56,7 @@ def _continue(
             # Each row has a pair of its own here. The sum is written out: XLA's own is slow over a leading axis.
             scores_HR = functools.reduce(jnp.add, jnp.unstack(queries_HDR * made_keys_JHDR[j], axis=1))
             points_HRC = jnp.broadcast_to(made_JCR[j].T, (heads, rows, channels))
-            return add_pairs(sums, (scores_HR, jnp.ones_like(scores_HR), points_HRC))
+            return add_sums(sums, (scores_HR, jnp.ones_like(scores_HR), points_HRC))
 
         _, total_HR, sums_HRC = lax.fori_loop(0, count, add_made, past)
         # The mean of next points, and then W_psi, which is linear: the answer of the head.
@@ -144,4 +144,4 @@ def attention(params: Params, config: MoonMosaicConfig, x_TC: np.ndarray) -> np.
     keys = jnp.einsum("tc,hdc->htd", jnp.asarray(x_TC), w_phi)
     scores = config.sharpness * jnp.einsum("htd,hsd->hts", keys, keys)
     past = np.tri(len(x_TC), k=-1, dtype=bool)
-    return np.where(past, jax.nn.softmax(jnp.where(past, scores, NEVER), axis=-1), 0.0)
+    return np.where(past, jax.nn.softmax(jnp.where(past, scores, UNSEEN), axis=-1), 0.0)

@@ -1,98 +1,84 @@
 """The transformer that mosaics are measured against: GPT-2 (Radford et al. 2019) in nanoGPT's proportions."""
 
-import dataclasses
-import functools
 import math
-from typing import Any
 
-import jax.numpy as jnp
+import flax.linen as nn
 
 from mosaics_jax.models.language_model import LanguageModel
+from mosaics_jax.models.mosaic import stream
 from mosaics_jax.nn.attention import CausalSelfAttention
+from mosaics_jax.nn.config import GPT2Config
 from mosaics_jax.nn.feed_forward import FeedForward
-from mosaics_jax.nn.rotary import check_rotary
-from mosaics_jax.ops import RetrievalForm
-from mosaics_jax.settings import check_choices, check_heads, check_rates, check_sizes, setting
+from mosaics_jax.nn.layers import layer_norm
+from mosaics_jax.nn.memory import BlockState, Span
+from mosaics_jax.shapes import Array
 
 STD = 0.02
 
 
-@dataclasses.dataclass(frozen=True)
-class GPT2Config:
-    """A GPT-2. The defaults are the paper's 12-block baseline: no biases, context 512."""
+class TransformerBlock(nn.Module):
+    """x += attention(LN(x)); x += feed_forward(LN(x)).  (B, T, C) to the same.
 
-    vocab_size: int = setting(50304, "V: tokens of the vocabulary")
-    n_layer: int = setting(12, "L: blocks")
-    n_head: int = setting(12, "H: attention heads; divides n_embd")
-    n_embd: int = setting(768, "C: width of the model")
-    context_length: int = setting(512, "T: positions that are learned")
-    rotary: bool = setting(False, "rotary positions in attention in place of learned ones: no limit on T")
-    weight_tying: bool = setting(True, "the head is the embedding")
-    bias: bool = setting(False, "biases in projections and normalisation")
-    skip_tokens: int = setting(0, "positions at the beginning that give no logits and carry no loss")
-    gelu: str = setting("tanh", "GELU of the baseline: tanh as in Library, erf as in nanoMosaics", ("tanh", "erf"))
-    dropout: float = setting(0.05, "dropout of the baseline: embeddings, attention weights, outputs of units")
-    dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
-    remat: str = setting(
-        "none",
-        "what backward recomputes: nothing, all but products, all; on CPU it needs scan_layers",
-        ("none", "dots", "full"),
-    )
-    scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
-    retrieval: str = setting("auto", "form of attention", tuple(form.value for form in RetrievalForm))
+    ``layer``: the index of the block from 0, or None where one module stands for all blocks.
+    """
 
-    def __post_init__(self) -> None:
-        check_sizes(self, ("vocab_size", "n_layer", "n_head", "n_embd", "context_length"))
-        check_heads(self.n_embd, self.n_head)
-        if self.rotary:
-            check_rotary(self.n_embd, self.n_head)
-        check_rates(self, ("dropout",))
-        check_choices(self)
-        if self.skip_tokens < 0:
-            raise ValueError(f"skip_tokens={self.skip_tokens} must not be negative")
+    config: GPT2Config
+    layer: int | None = None
+
+    def setup(self) -> None:
+        c = self.config
+        output_std = STD / math.sqrt(2 * c.n_layer)
+        self.ln1 = layer_norm(c.bias, c.computing_dtype)
+        self.attention = CausalSelfAttention(c, STD, output_std)
+        self.ln2 = layer_norm(c.bias, c.computing_dtype)
+        self.feed_forward = FeedForward(
+            4 * c.n_embd,
+            STD,
+            output_std,
+            tanh_gelu=c.gelu == "tanh",
+            bias=c.bias,
+            dropout=c.dropout,
+            dtype=c.computing_dtype,
+        )
+
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """A whole sequence."""
+        x_BTC = stream(x_BTC + self.attention(self.ln1(x_BTC), train))
+        return stream(x_BTC + self.feed_forward(self.ln2(x_BTC), train))
+
+    def extend(self, x_BTC: Array, states: BlockState, span: Span) -> tuple[Array, BlockState]:
+        """A chunk that continues a sequence, and the state of attention after it."""
+        y_BTC, attention = self.attention.extend(self.ln1(x_BTC), states[0], span)
+        x_BTC += y_BTC
+        return x_BTC + self.feed_forward(self.ln2(x_BTC)), (attention, None)
+
+    def empty(self, batch: int, capacity: int) -> BlockState:
+        """The empty state of attention, with room for ``capacity`` positions."""
+        return self.attention.empty(batch, capacity), None
 
 
 class GPT2(LanguageModel):
-    """Pre-normalised blocks of causal self-attention and feed-forward layers over learned or rotary positions."""
+    """Pre-normalized blocks of causal self-attention and feed-forward layers over learned or rotary positions."""
 
     config: GPT2Config
 
-    def block_fields(self) -> dict[str, Any]:
-        """Blocks of attention and a feed-forward layer of hidden width 4 C."""
-        c = self.config
-        common: dict[str, Any] = {
-            "std": STD,
-            "output_std": STD / math.sqrt(2 * c.n_layer),
-            "bias": c.bias,
-            "dropout": c.dropout,
-            "dtype": jnp.dtype(c.dtype),
-        }
-        attention = functools.partial(
-            CausalSelfAttention, heads=c.n_head, rotary=c.rotary, retrieval=RetrievalForm(c.retrieval), **common
-        )
-        feed_forward = functools.partial(FeedForward, hidden=4 * c.n_embd, tanh_gelu=c.gelu == "tanh", **common)
-        return {
-            "first": attention,
-            "second": feed_forward,
-            "first_name": "attention",
-            "second_name": "feed_forward",
-            "bias": c.bias,
-            "dtype": jnp.dtype(c.dtype),
-        }
+    def block(self, layer: int | None) -> nn.Module:
+        """Attention, and a feed-forward layer of hidden width 4 C."""
+        return TransformerBlock(self.config, layer)
 
     @property
     def embedding_std(self) -> float:
-        """Of the embedding and of the positions."""
+        """The initial standard deviation of the embedding and of the positions."""
         return STD
 
     @property
     def head_std(self) -> float:
-        """Of a head of its own."""
+        """The initial standard deviation of a head that is not the embedding."""
         return STD
 
     @property
     def embed_dropout(self) -> float:
-        """The one dropout rate of the baseline."""
+        """The dropout rate of embeddings, which is that of all else."""
         return self.config.dropout
 
     @property

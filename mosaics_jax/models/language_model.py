@@ -1,16 +1,17 @@
-"""What both language models are: embedding, a stack of blocks, a normalised head."""
+"""What all networks on tokens are: an embedding, a stack of blocks, a normalized head."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaics_jax.nn.block import Block
+from mosaics_jax.errors import UserError
+from mosaics_jax.nn.config import ModelConfig
 from mosaics_jax.nn.layers import layer_norm, normal
 from mosaics_jax.nn.memory import Memory, Span
-from mosaics_jax.nn.sharded import head_cross_entropy
+from mosaics_jax.ops import head_cross_entropy
 from mosaics_jax.ops.products import KEEP_PRODUCTS
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.sharding import constrain
@@ -21,52 +22,50 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 
-class StackConfig(Protocol):
-    """The fields that `LanguageModel` reads from the config of a model family."""
-
-    vocab_size: int
-    n_layer: int
-    n_embd: int
-    bias: bool
-    weight_tying: bool
-    skip_tokens: int
-    dtype: str
-    remat: str
-    scan_layers: bool
-
-
 class LanguageModel(nn.Module):
     """Tokens (B, T) int32 to logits (B, T - skip_tokens, V), at least float32; any T that the positions allow.
 
-    A subclass says what a block is made of, how parameters begin and whether there are positions.
+    A subclass says what a block is, how parameters begin, and whether there are positions.
     """
 
-    config: Any
+    config: ModelConfig
 
-    def block_fields(self) -> dict[str, Any]:
-        """The fields of `Block` that make one block of this model."""
+    def block(self, layer: int | None) -> Any:
+        """The block of index ``layer``, or the one module that stands for all blocks (None, under `scan_layers`).
+
+        A block maps (x_BTC, train) to x_BTC. One that can decode has ``extend`` and ``empty`` (`nn.memory`).
+        """
         raise NotImplementedError
 
     @property
     def embedding_std(self) -> float:
+        """The initial standard deviation of the embedding."""
         raise NotImplementedError
 
     @property
     def head_std(self) -> float:
+        """The initial standard deviation of a head that is not the embedding."""
         raise NotImplementedError
 
     @property
     def logit_scale(self) -> float:
+        """The factor of the logits."""
         return 1.0
 
     @property
     def embed_dropout(self) -> float:
+        """The dropout rate of embeddings."""
         return 0.0
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence, where positions are learned; None without a limit."""
+        """The longest sequence, where positions are learned; None without a limit."""
         return None
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether `extend` continues a sequence chunk by chunk."""
+        return True
 
     def setup(self) -> None:
         c = self.config
@@ -75,23 +74,8 @@ class LanguageModel(nn.Module):
         if self.max_positions is not None:
             init = normal(self.embedding_std, "position", "embed")
             self.positions = self.param("positions", init, (self.max_positions, c.n_embd))
-        block: Any = Block
-        if c.remat != "none":
-            # Argument 4 is `train`; 0 is the module itself.
-            block = nn.remat(Block, policy=REMAT_POLICIES[c.remat], static_argnums=(4,), prevent_cse=not c.scan_layers)
-        if c.scan_layers:
-            scanned = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
-                length=c.n_layer,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            self.blocks = scanned(**self.block_fields())
-        else:
-            self.blocks = [block(**self.block_fields()) for _ in range(c.n_layer)]
-        self.ln_out = layer_norm(c.bias, jnp.dtype(c.dtype))
+        self.blocks = self.block(None) if c.scan_layers else [self.block(layer) for layer in range(c.n_layer)]
+        self.ln_out = layer_norm(c.bias, c.computing_dtype)
         if not c.weight_tying:
             self.head = self.param("head", normal(self.head_std, "vocab", "embed"), vocabulary)
         self.dropout = nn.Dropout(self.embed_dropout)
@@ -116,20 +100,37 @@ class LanguageModel(nn.Module):
             raise ValueError(f"tokens have shape {tokens_BT.shape}: (batch, time) is needed")
         if self.max_positions is not None and tokens_BT.shape[1] > self.max_positions:
             raise ValueError(f"{tokens_BT.shape[1]} positions, but only {self.max_positions} are learned")
-        x_BTC = self._embed(tokens_BT, None, train)
-        if self.config.scan_layers:
-            x_BTC, _ = self.blocks(x_BTC, None, None, train)
-        else:
-            for block in self.blocks:
-                x_BTC, _ = block(x_BTC, None, None, train)
+        x_BTC = self._run_blocks(self._embed(tokens_BT, None, train), train)
         return self.ln_out(x_BTC[:, self.config.skip_tokens :])
 
-    def _head(self) -> Array:
+    def _run_blocks(self, x_BTC: Array, train: bool) -> Array:
+        c = self.config
+
+        def run(block: Any, x_BTC: Array) -> Array:
+            return block(x_BTC, train)
+
+        if c.remat != "none":
+            run = nn.remat(run, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        if not c.scan_layers:
+            for block in self.blocks:
+                x_BTC = run(block, x_BTC)
+            return x_BTC
+        scan = nn.scan(
+            lambda block, x_BTC, _: (run(block, x_BTC), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=c.n_layer,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(self.blocks, x_BTC, None)[0]
+
+    def head_matrix(self) -> Array:
+        """The matrix (V, C) that turns hidden states into logits: the embedding, if weights are tied."""
         return self.embedding if self.config.weight_tying else self.head
 
     def _logits(self, hidden_BTC: Array) -> Array:
         wide = jnp.promote_types(hidden_BTC.dtype, jnp.float32)
-        head_VC = self._head().astype(hidden_BTC.dtype)
+        head_VC = self.head_matrix().astype(hidden_BTC.dtype)
         return self.logit_scale * jnp.einsum("btc,vc->btv", hidden_BTC, head_VC, preferred_element_type=wide)
 
     def __call__(self, tokens_BT: Array, train: bool = False) -> Array:
@@ -144,12 +145,14 @@ class LanguageModel(nn.Module):
         ``z_loss``: weight of the squared logarithm of the softmax's sum, see `ops.head_cross_entropy`.
         """
         targets_BT = targets_BT[:, self.config.skip_tokens :]
-        return head_cross_entropy(self.hidden(tokens_BT, train), self._head(), targets_BT, self.logit_scale, z_loss)
+        return head_cross_entropy(
+            self.hidden(tokens_BT, train), self.head_matrix(), targets_BT, self.logit_scale, z_loss
+        )
 
     def empty_memory(self, batch: int, capacity: int) -> Memory:
         """An empty memory for `extend`, with room for ``capacity`` positions a row."""
-        self._refuse_scanned()
-        blocks = tuple(block.empty(batch, self.config.n_embd, capacity) for block in self.blocks)
+        self._check_decoding()
+        blocks = tuple(block.empty(batch, capacity) for block in self.blocks)
         return Memory(blocks=blocks, length_B=jnp.zeros(batch, jnp.int32))
 
     def extend(self, tokens_BT: Array, memory: Memory, valid_B: Array | None = None) -> tuple[Array, Memory]:
@@ -170,18 +173,23 @@ class LanguageModel(nn.Module):
         return self._logits(hidden_BTC)[:, 0], after
 
     def _extend(self, tokens_BT: Array, memory: Memory, valid_B: Array | None) -> tuple[Array, Memory]:
-        self._refuse_scanned()
+        self._check_decoding()
         if valid_B is None:
             valid_B = jnp.full(tokens_BT.shape[0], tokens_BT.shape[1], jnp.int32)
         span = Span(memory.length_B, valid_B)
         x_BTC = self._embed(tokens_BT, memory.length_B, train=False)
         states = []
         for block, state in zip(self.blocks, memory.blocks, strict=True):
-            x_BTC, state = block(x_BTC, state, span, False)
+            x_BTC, state = block.extend(x_BTC, state, span)
             states.append(state)
         return self.ln_out(x_BTC), Memory(tuple(states), memory.length_B + valid_B)
 
-    def _refuse_scanned(self) -> None:
+    def _check_decoding(self) -> None:
+        if not self.can_decode:
+            raise UserError(
+                f"a {type(self).__name__} cannot continue a text: it computes whole sequences alone; "
+                "MemoryMosaic and GPT2 can"
+            )
         if self.config.scan_layers:
             raise ValueError("decoding runs unscanned layers: set scan_layers=False and convert with unstack_layers")
 

@@ -4,65 +4,74 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaics_jax.nn.config import GPT2Config
 from mosaics_jax.nn.layers import Projection, constant, merge_heads, normal, split_heads
 from mosaics_jax.nn.memory import AttentionState, Span, write_slots
 from mosaics_jax.nn.rotary import rotate
-from mosaics_jax.nn.sharded import causal_retrieval
-from mosaics_jax.ops import RetrievalForm, stored_retrieval
+from mosaics_jax.ops import CAUSAL, causal_retrieval, stored_retrieval
 from mosaics_jax.ops.products import product
-from mosaics_jax.shapes import Array, Dtype
+from mosaics_jax.shapes import Array
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention with scores q.k / sqrt(D). (B, T, C) to the same.
 
-    Parameter ``qkv_kernel`` (C, 3, C): queries, keys and values from one product. ``rotary``: queries and keys are
-    turned by their positions (`rotate`); keys are stored as turned.
+    Parameter ``qkv_kernel`` (C, 3, C): queries, keys and values from one product. With ``rotary``, queries and keys are
+    rotated by their positions (`rotate`); keys are stored rotated.
     """
 
-    heads: int
+    config: GPT2Config
     std: float
     output_std: float
-    bias: bool = False
-    dropout: float = 0.0
-    rotary: bool = False
-    retrieval: RetrievalForm = RetrievalForm.AUTO
-    dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: AttentionState | None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, AttentionState | None]:
-        """The whole sequence when ``state`` is None; else a chunk that goes on from it, and the state after it."""
-        width = x_BTC.shape[-1]
-        kernel = self.param("qkv_kernel", normal(self.std, "embed", None, "heads"), (width, 3, width))
-        qkv = product(jnp.einsum("btc,cne->nbte", x_BTC.astype(self.dtype), kernel.astype(self.dtype)))
-        if self.bias:
-            bias = self.param("qkv_bias", constant(0.0, "heads"), (3 * width,))
-            qkv += bias.astype(self.dtype).reshape(3, 1, 1, width)
-        queries, keys, values = (split_heads(part, self.heads) for part in qkv)
-        if self.rotary:
-            start_B = None if span is None else span.length_B
-            queries, keys = rotate(queries, start_B), rotate(keys, start_B)
-        queries *= (width // self.heads) ** -0.5
-        if state is None or span is None:
-            rate = self.dropout if train else 0.0
-            seed = jax.random.bits(self.make_rng("dropout")) if rate > 0 else None
-            answers = causal_retrieval(
-                queries, keys, values, strict=False, dropout_rate=rate, dropout_seed=seed, form=self.retrieval
-            )
-        else:
-            state = AttentionState(
-                keys_BHND=write_slots(state.keys_BHND, keys, span.length_B),
-                values_BHND=write_slots(state.values_BHND, values, span.length_B),
-            )
-            answers = stored_retrieval(queries, state.keys_BHND, state.values_BHND, span.length_B)
-        y_BTC = Projection(width, self.output_std, ("heads", "embed"), bias=self.bias, dtype=self.dtype, name="proj")(
-            merge_heads(answers)
+    def setup(self) -> None:
+        c = self.config
+        self.qkv_kernel_C3C = self.param(
+            "qkv_kernel", normal(self.std, "embed", None, "heads"), (c.n_embd, 3, c.n_embd)
         )
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        if c.bias:
+            self.qkv_bias = self.param("qkv_bias", constant(0.0, "heads"), (3 * c.n_embd,))
+        axes = ("heads", "embed")
+        self.proj = Projection(c.n_embd, self.output_std, axes, bias=c.bias, dtype=c.computing_dtype)
+        self.dropout = nn.Dropout(c.dropout, name="Dropout_0")
 
-    def empty(self, batch: int, width: int, capacity: int) -> AttentionState:
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The answers to a whole sequence."""
+        rate = self.config.dropout if train else 0.0
+        answers_BTHD = causal_retrieval(
+            *self._queries_keys_values(x_BTC, None),
+            CAUSAL,
+            dropout_rate=rate,
+            dropout_seed=jax.random.bits(self.make_rng("dropout")) if rate > 0 else None,
+            form=self.config.retrieval,
+        )
+        return self.dropout(self.proj(merge_heads(answers_BTHD)), deterministic=not train)
+
+    def extend(self, x_BTC: Array, state: AttentionState, span: Span) -> tuple[Array, AttentionState]:
+        """The answers to a chunk that continues a sequence, and the state after it."""
+        queries_BTHD, keys_BTHD, values_BTHD = self._queries_keys_values(x_BTC, span.length_B)
+        state = AttentionState(
+            keys_BHND=write_slots(state.keys_BHND, keys_BTHD, span.length_B),
+            values_BHND=write_slots(state.values_BHND, values_BTHD, span.length_B),
+        )
+        answers_BTHD = stored_retrieval(queries_BTHD, state.keys_BHND, state.values_BHND, span.length_B, CAUSAL)
+        return self.dropout(self.proj(merge_heads(answers_BTHD)), deterministic=True), state
+
+    def _queries_keys_values(self, x_BTC: Array, start_B: Array | None) -> tuple[Array, Array, Array]:
+        """(B, T, H, D) each. start_B: the position of each row's first entry (default 0)."""
+        c = self.config
+        x_BTC, kernel_C3C = x_BTC.astype(c.computing_dtype), self.qkv_kernel_C3C.astype(c.computing_dtype)
+        qkv_3BTC = product(jnp.einsum("btc,cne->nbte", x_BTC, kernel_C3C))
+        if c.bias:
+            qkv_3BTC += self.qkv_bias.astype(c.computing_dtype).reshape(3, 1, 1, c.n_embd)
+        queries_BTHD, keys_BTHD, values_BTHD = (split_heads(part_BTC, c.n_head) for part_BTC in qkv_3BTC)
+        if c.rotary:
+            queries_BTHD, keys_BTHD = rotate(queries_BTHD, start_B), rotate(keys_BTHD, start_B)
+        return queries_BTHD * c.head_width**-0.5, keys_BTHD, values_BTHD
+
+    @nn.nowrap
+    def empty(self, batch: int, capacity: int) -> AttentionState:
         """An empty memory with room for ``capacity`` positions."""
-        store = jnp.zeros((batch, self.heads, capacity, width // self.heads), self.dtype)
-        return AttentionState(keys_BHND=store, values_BHND=store)
+        c = self.config
+        stored_BHND = jnp.zeros((batch, c.n_head, capacity, c.head_width), c.dtype)
+        return AttentionState(keys_BHND=stored_BHND, values_BHND=stored_BHND)

@@ -5,135 +5,152 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mosaics_jax.nn.config import MosaicConfig
 from mosaics_jax.nn.layers import Projection, constant, head_scalars, normal, split_heads
 from mosaics_jax.nn.memory import KeyState, Span, last_valid
-from mosaics_jax.nn.sharded import leaky_average
-from mosaics_jax.ops import unit
+from mosaics_jax.ops import leaky_average, next_position, unit
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array, Dtype
 
 # Learned scalars are stored divided by this, so that one learning rate suits them and the matrices (authors' code).
 SCALAR_UNIT = 10.0
-LEAKY_AVERAGES = ("learned", "fixed", "off")
 
 
 class KeyExtractor(nn.Module):
-    """k_t = a unit(kbar_t), where kbar is the leaky average of W_phi x (v1 eq. 6). Returns (B, T, H, D).
+    """k_t = a unit(kbar_t), where kbar is the leaky average of W_phi x (v1 eq. 6). (B, T, C) to (B, T, H, D).
 
-    a = exp(min(power * 10 * bandwidth, log_bound)) per head: power 1 gives the scale of a key, so that the kernel has
-    beta = a^2; power 2 that of a query to keys without a scale of their own. Rate of decay 10 |decay|, per position.
-    With ``taps`` > 1 W_phi is a causal convolution over that many positions, the newest last.
+    a = exp(10 bandwidth) per head, so that the kernel has beta = a^2. With ``squared_scale``, a^2 takes the place of a:
+    the scale of a query to keys that have none. The recipe bounds both. The leaky average decays at 10 |decay| per
+    position. With ``key_taps`` > 1, W_phi is a causal convolution, the newest tap last.
 
-    Ablations. ``leaky_average``: rates that are "learned", "fixed" where learning begins, or "off", kbar_t = W_phi x_t.
-    Without ``normalized``, k_t = a kbar_t / sqrt(D): about the norm that W_phi x begins with, in place of its own.
+    Ablations. ``leaky_average``: rates are "learned", "fixed" at their initial values, or "off", kbar_t = W_phi x_t.
+    Without ``normalized_keys``, k_t = a kbar_t / sqrt(D): sqrt(D) is about the norm of W_phi x at initialization.
     """
 
-    heads: int
-    power: int
-    log_bound: float
-    std: float
-    eps: float = 0.0
-    taps: int = 1
-    bias: bool = False
-    dtype: Dtype = jnp.float32
-    leaky_average: str = "learned"
-    normalized: bool = True
+    config: MosaicConfig
+    squared_scale: bool = False
 
-    @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: KeyState | None = None, span: Span | None = None
-    ) -> tuple[Array, KeyState | None]:
-        """The keys, and the state after the chunk's last valid position (None if no state is given)."""
-        width = x_BTC.shape[-1]
-        padded = _with_past(x_BTC, self.taps - 1, None if state is None else state.inputs_BSC)
-        if self.taps == 1:
-            raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_phi")(x_BTC)
+    def setup(self) -> None:
+        c = self.config
+        std, dtype = c.recipe.projection_std(c), c.computing_dtype
+        if c.key_taps == 1:
+            self.W_phi: Any = Projection(c.n_embd, std, bias=c.bias, dtype=dtype)
         else:
-            raw_BTC = TimeConvolution(width, self.std, self.taps, self.bias, self.dtype, name="W_phi")(padded)
-        raw_BTHD, rate_H = split_heads(raw_BTC, self.heads), self._rate()
-        if self.leaky_average == "off":
-            sum_BTHD = raw_BTHD.astype(accumulation_dtype(raw_BTHD))
-        else:
-            sum_BTHD = leaky_average(raw_BTHD, rate_H, None if state is None else state.sum_BHD)
-        bandwidth_H = self.param("bandwidth", constant(1 / SCALAR_UNIT, "head"), (self.heads,))
-        log_scale_H = self.power * SCALAR_UNIT * bandwidth_H.astype(sum_BTHD.dtype)
+            self.W_phi = TimeConvolution(c.n_embd, std, c.key_taps, c.bias, dtype)
+        self.bandwidth_H = self.param("bandwidth", constant(1 / SCALAR_UNIT, "head"), (c.n_head,))
+        decay_H = jnp.linspace(0.5, 5.0, c.n_head) / SCALAR_UNIT
+        if c.leaky_average == "learned":
+            decay_H = self.param("decay", constant(decay_H, "head"), (c.n_head,))
+        # Without a leaky average nothing of the past is kept, as at an infinite rate.
+        self.rate_H = jnp.full(c.n_head, jnp.inf) if c.leaky_average == "off" else SCALAR_UNIT * jnp.abs(decay_H)
+
+    def __call__(self, x_BTC: Array) -> Array:
+        """The keys of a whole sequence."""
+        past_BSC = jnp.zeros((x_BTC.shape[0], self.config.key_taps - 1, x_BTC.shape[2]), x_BTC.dtype)
+        return self._keys(self._sums(jnp.concatenate([past_BSC, x_BTC], axis=1), None))
+
+    def extend(self, x_BTC: Array, state: KeyState, span: Span) -> tuple[Array, KeyState]:
+        """The keys of a chunk that continues a sequence, and the state after its last valid position."""
+        padded = jnp.concatenate([state.inputs_BSC.astype(x_BTC.dtype), x_BTC], axis=1)
+        sums_BTHD = self._sums(padded, state.sum_BHD)
+        index_BS = span.valid_B[:, None] + jnp.arange(self.config.key_taps - 1)
+        after = KeyState(
+            sum_BHD=last_valid(state.sum_BHD, sums_BTHD, span.valid_B),
+            inputs_BSC=jnp.take_along_axis(padded, index_BS[..., None], axis=1),
+        )
+        return self._keys(sums_BTHD), after
+
+    def _sums(self, padded: Array, before_BHD: Array | None) -> Array:
+        """The leaky sums of W_phi x. ``padded``: the inputs (B, S - 1 + T, C) with those of earlier taps in front."""
+        raw_BTHD = split_heads(self.W_phi(padded), self.config.n_head)
+        if self.config.leaky_average == "off":
+            return raw_BTHD.astype(accumulation_dtype(raw_BTHD))
+        return leaky_average(raw_BTHD, self.rate_H, before_BHD)
+
+    def _keys(self, sums_BTHD: Array) -> Array:
+        recipe = self.config.recipe
+        log_scale_H = SCALAR_UNIT * self.bandwidth_H.astype(sums_BTHD.dtype)
+        bound = recipe.log_scale_bound
+        if self.squared_scale:
+            log_scale_H, bound = 2 * log_scale_H, recipe.log_squared_scale_bound
         # jnp.minimum would halve the gradient at the bound itself; the authors' clamp passes it whole.
-        log_scale_H = jnp.where(log_scale_H <= self.log_bound, log_scale_H, self.log_bound)
-        if self.normalized:
-            keys_BTHD = unit(sum_BTHD, self.eps)
+        log_scale_H = jnp.where(log_scale_H <= bound, log_scale_H, bound)
+        if self.config.normalized_keys:
+            keys_BTHD = unit(sums_BTHD, recipe.eps)
         else:
             # The factor that makes an average of the sum, which a norm cancels, counts here.
-            keys_BTHD = head_scalars(-jnp.expm1(-rate_H)) * sum_BTHD / sum_BTHD.shape[-1] ** 0.5
-        keys_BTHD = head_scalars(jnp.exp(log_scale_H)) * keys_BTHD
-        if state is None or span is None:
-            return keys_BTHD.astype(self.dtype), None
-        state = KeyState(
-            sum_BHD=last_valid(state.sum_BHD, sum_BTHD, span.valid_B),
-            inputs_BSC=_window_at(padded, self.taps - 1, span.valid_B),
-        )
-        return keys_BTHD.astype(self.dtype), state
-
-    def _rate(self) -> Array:
-        """Rates of decay, per position; without a leaky average nothing is kept, as at an infinite rate."""
-        if self.leaky_average == "off":
-            return jnp.full(self.heads, jnp.inf)
-        decay_H = jnp.linspace(0.5, 5.0, self.heads) / SCALAR_UNIT
-        if self.leaky_average == "learned":
-            decay_H = self.param("decay", constant(decay_H, "head"), (self.heads,))
-        return SCALAR_UNIT * jnp.abs(decay_H)
+            keys_BTHD = head_scalars(-jnp.expm1(-self.rate_H)) * sums_BTHD / sums_BTHD.shape[-1] ** 0.5
+        return (head_scalars(jnp.exp(log_scale_H)) * keys_BTHD).astype(self.config.computing_dtype)
 
     @nn.nowrap
-    def empty(self, batch: int, width: int) -> KeyState:
+    def empty(self, batch: int) -> KeyState:
         """The state at the beginning of a sequence."""
-        sums = jnp.zeros((batch, self.heads, width // self.heads), jnp.promote_types(self.dtype, jnp.float32))
-        return KeyState(sum_BHD=sums, inputs_BSC=jnp.zeros((batch, self.taps - 1, width), self.dtype))
+        c = self.config
+        sums_BHD = jnp.zeros((batch, c.n_head, c.head_width), jnp.promote_types(c.dtype, jnp.float32))
+        return KeyState(sum_BHD=sums_BHD, inputs_BSC=jnp.zeros((batch, c.key_taps - 1, c.n_embd), c.dtype))
 
 
 class ValueExtractor(nn.Module):
     """v_t = g unit(c W_psi x_t + (1 - c) W_psi x_{t+1}): a value peeks one position ahead (v1 eq. 5, 6).
 
-    g = exp(10 gain) and c = ``peek`` are one scalar a head; c is not confined to [0, 1]. With ``convolution`` the
-    mixture is a full convolution of width 2, W_0 x_t + W_1 x_{t+1}. Without ``ahead``, an ablation, it is W_psi x_t.
+    (B, T, C) to (B, T, H, D). g = exp(10 gain) and the mixture c, parameter ``peek``, are a scalar per head each; c is
+    not confined to [0, 1]. With ``value_convolution`` the mixture is a convolution of width 2, W_0 x_t + W_1 x_{t+1}.
+    Without ``peek``, an ablation, v_t = g unit(W_psi x_t). Beyond the end of the sequence, x is zero.
 
-    A value is a sum of what its own position gives (`now`) and what the next one adds to it (`next`); `value` makes it
-    from that sum. Beyond the end of the sequence, x is zero.
+    A value is a function of a sum: what its own position gives (``now``) and what the next position adds (``next``).
     """
 
-    heads: int
-    std: float
-    eps: float = 0.0
-    convolution: bool = False
-    bias: bool = False
-    dtype: Dtype = jnp.float32
-    ahead: bool = True
+    config: MosaicConfig
 
-    @nn.compact
-    def __call__(self, x_BTC: Array) -> tuple[Array, Array, Array]:
-        """(now_BTHD, next_BTHD, gain_H): parts of the values at t and at t - 1, and the scale g."""
-        width = x_BTC.shape[-1]
-        if self.convolution:
-            now = TimeConvolution(width, self.std, 2, self.bias, self.dtype, name="W_psi")
-            kernel_SCC, bias_C = now.parameters(width)
-            x = x_BTC.astype(self.dtype)
-            now_BTHD = split_heads(product(jnp.einsum("btc,ce->bte", x, kernel_SCC[0])) + bias_C, self.heads)
-            next_BTHD = split_heads(product(jnp.einsum("btc,ce->bte", x, kernel_SCC[1])), self.heads)
+    def setup(self) -> None:
+        c = self.config
+        std, dtype = c.recipe.projection_std(c), c.computing_dtype
+        if c.value_convolution:
+            self.W_psi: Any = TimeConvolution(c.n_embd, std, 2, c.bias, dtype)
         else:
-            raw_BTC = Projection(width, self.std, bias=self.bias, dtype=self.dtype, name="W_psi")(x_BTC)
-            raw_BTHD = split_heads(raw_BTC, self.heads)
-            if self.ahead:
-                uniform: Any = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
-                peek_H1 = head_scalars(self.param("peek", uniform, (self.heads,)))
-                now_BTHD, next_BTHD = peek_H1 * raw_BTHD, (1 - peek_H1) * raw_BTHD
+            self.W_psi = Projection(c.n_embd, std, bias=c.bias, dtype=dtype)
+        if c.peek and not c.value_convolution:
+            uniform: Any = nn.with_logical_partitioning(nn.initializers.uniform(1.0), ("head",))
+            self.mixture_H = self.param("peek", uniform, (c.n_head,))
+        self.gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (c.n_head,))
+
+    def __call__(self, x_BTC: Array) -> Array:
+        """The values of a whole sequence."""
+        now_BTHD, next_BTHD = self.parts(x_BTC)
+        return self.value(now_BTHD + next_position(next_BTHD))
+
+    def extend(self, x_BTC: Array, pending_BHD: Array, span: Span) -> tuple[Array, Array]:
+        """The values of the positions t - 1, which the inputs of a chunk complete, and the part that waits after it.
+
+        pending_BHD: what the position before the chunk gives to its own value.
+        """
+        now_BTHD, next_BTHD = self.parts(x_BTC)
+        waiting_BTHD = jnp.concatenate([pending_BHD[:, None], now_BTHD[:, :-1]], axis=1)
+        return self.value(waiting_BTHD + next_BTHD), last_valid(pending_BHD, now_BTHD, span.valid_B)
+
+    def parts(self, x_BTC: Array) -> tuple[Array, Array]:
+        """What each position gives to its own value, and to the value before, (B, T, H, D) each; at least float32."""
+        c = self.config
+        if c.value_convolution:
+            kernel_SCC, bias_C = self.W_psi.parameters(c.n_embd)
+            x_BTC = x_BTC.astype(c.computing_dtype)
+            now_BTC, next_BTC = (product(jnp.einsum("btc,ce->bte", x_BTC, kernel_SCC[s])) for s in range(2))
+            now_BTHD, next_BTHD = split_heads(now_BTC + bias_C, c.n_head), split_heads(next_BTC, c.n_head)
+        else:
+            raw_BTHD = split_heads(self.W_psi(x_BTC), c.n_head)
+            if c.peek:
+                mixture_H1 = head_scalars(self.mixture_H)
+                now_BTHD, next_BTHD = mixture_H1 * raw_BTHD, (1 - mixture_H1) * raw_BTHD
             else:
                 now_BTHD, next_BTHD = raw_BTHD, jnp.zeros_like(raw_BTHD)
-        gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
         wide = accumulation_dtype(x_BTC)
-        return now_BTHD.astype(wide), next_BTHD.astype(wide), jnp.exp(SCALAR_UNIT * gain_H)
+        return now_BTHD.astype(wide), next_BTHD.astype(wide)
 
-    def value(self, sum_BTHD: Array, gain_H: Array) -> Array:
+    def value(self, sum_BTHD: Array) -> Array:
         """v from the sum of both parts."""
-        return (head_scalars(gain_H) * unit(sum_BTHD, self.eps)).astype(self.dtype)
+        gain_H = jnp.exp(SCALAR_UNIT * self.gain_H)
+        return (head_scalars(gain_H) * unit(sum_BTHD, self.config.recipe.eps)).astype(self.config.computing_dtype)
 
 
 class TimeConvolution(nn.Module):
@@ -158,21 +175,9 @@ class TimeConvolution(nn.Module):
         return kernel_SCC, self.param("bias", constant(0.0, "heads"), (self.features,)).astype(self.dtype)
 
     def __call__(self, padded: Array) -> Array:
+        """``padded``: the inputs with those of the S - 1 positions before in front."""
         kernel_SCC, bias_C = self.parameters(padded.shape[-1])
         time = padded.shape[1] - (self.taps - 1)
         x = padded.astype(self.dtype)
         taps = (jnp.einsum("btc,ce->bte", x[:, s : s + time], kernel_SCC[s]) for s in range(self.taps))
         return bias_C + product(sum(taps, jnp.zeros((), self.dtype)))
-
-
-def _with_past(x_BTC: Array, past: int, inputs_BSC: Array | None) -> Array:
-    """The chunk with ``past`` earlier positions in front: those remembered, or zeros."""
-    if inputs_BSC is None:
-        inputs_BSC = jnp.zeros((x_BTC.shape[0], past, x_BTC.shape[2]), x_BTC.dtype)
-    return jnp.concatenate([inputs_BSC.astype(x_BTC.dtype), x_BTC], axis=1)
-
-
-def _window_at(padded: Array, past: int, valid_B: Array) -> Array:
-    """The last ``past`` inputs before position valid_B of the chunk, from ``padded`` (B, past + T, C)."""
-    index = valid_B[:, None] + jnp.arange(past)
-    return jnp.take_along_axis(padded, index[..., None], axis=1)

@@ -24,17 +24,20 @@ class FeedForward(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """Each position by itself: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """Each position by itself."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         h_BTF = Projection(self.hidden, self.std, ("embed", "mlp"), name="up", **common)(x_BTC)
         h_BTF = jax.nn.gelu(h_BTF, approximate=self.tanh_gelu)
         y_BTC = Projection(width, self.output_std, ("mlp", "embed"), name="down", **common)(h_BTF)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
-    def empty(self, batch: int, width: int, capacity: int) -> None:
+    def extend(self, x_BTC: Array, state: None, span: Span) -> tuple[Array, None]:
+        """A chunk of a sequence. Positions do not depend on each other: there is no state."""
+        del span
+        return self(x_BTC), state
+
+    @nn.nowrap
+    def empty(self, batch: int, capacity: int) -> None:
         """No state."""

@@ -35,7 +35,7 @@ class ContextualState(NamedTuple):
 
     Slot s >= 1 holds the pair (k_{s-1}, v_{s-1}), which is complete only when x_s arrives; slot 0 stays empty. The pair
     in waiting is the newest key and the part of its value that is known. ``query`` is there if queries have an
-    extractor of their own. Pairs of unnormalised keys have one channel more than the head (`contextual.gaussian_pair`).
+    extractor of their own. Pairs of unnormalized keys have one channel more than the head (`ops.gaussian_pair`).
     """
 
     key: KeyState
@@ -51,6 +51,9 @@ class AttentionState(NamedTuple):
 
     keys_BHND: Array
     values_BHND: Array
+
+
+BlockState = tuple[Any, Any]  # the states of a block's two units
 
 
 class Memory(NamedTuple):

@@ -4,75 +4,62 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaics_jax.nn.config import MosaicConfig
+from mosaics_jax.nn.contextual import output_projection
 from mosaics_jax.nn.extractors import SCALAR_UNIT, KeyExtractor
-from mosaics_jax.nn.layers import Projection, constant, head_scalars, merge_heads, normal
+from mosaics_jax.nn.layers import constant, head_scalars, merge_heads, normal
 from mosaics_jax.nn.memory import KeyState, Span
-from mosaics_jax.ops import RetrievalForm, slot_retrieval
-from mosaics_jax.shapes import Array, Dtype
+from mosaics_jax.ops import slot_retrieval
+from mosaics_jax.shapes import Array
 
 
 class PersistentMemory(nn.Module):
-    """``banks`` memories of ``slots`` learned pairs a head, queried with a^2 khat; W_z. Keeps (B, T, C).
+    """``pmem_count`` banks of ``pmem_size`` learned pairs per head, queried with a^2 khat; W_z. (B, T, C) to the same.
 
-    The learned keys carry no scale, hence the square. Parameters P_k, P_v (K, H, M, D) ~ N(0, 1/sqrt(D)), not
-    normalised; gain: one scalar a head, g = exp(10 gain) applied to the answer. ``leaky_average`` and
-    ``normalized_keys``, ablations, are those of the `KeyExtractor` that makes queries.
+    The learned keys carry no scale, hence the square. Parameters P_k, P_v (K, H, M, D) ~ N(0, 1/sqrt(D)), which are not
+    normalized; gain: one scalar per head, g = exp(10 gain) applied to the answer. The ablations ``leaky_average`` and
+    ``normalized_keys`` are those of the `KeyExtractor` that makes the queries.
     """
 
-    heads: int
-    slots: int
-    log_bound: float
-    std: float
-    output_std: float
-    banks: int = 1
-    eps: float = 0.0
-    key_taps: int = 1
-    bias: bool = False
-    weight_dropout: float = 0.0
-    output_dropout: float = 0.0
-    dtype: Dtype = jnp.float32
-    leaky_average: str = "learned"
-    normalized_keys: bool = True
-    retrieval: RetrievalForm = RetrievalForm.AUTO
+    config: MosaicConfig
 
     def setup(self) -> None:
-        self.key = KeyExtractor(
-            heads=self.heads,
-            power=2,
-            log_bound=self.log_bound,
-            std=self.std,
-            eps=self.eps,
-            taps=self.key_taps,
-            bias=self.bias,
-            dtype=self.dtype,
-            leaky_average=self.leaky_average,
-            normalized=self.normalized_keys,
-        )
+        c = self.config
+        self.key = KeyExtractor(c, squared_scale=True)
+        shape = (c.pmem_count, c.n_head, c.pmem_size, c.head_width)
+        init = normal(c.head_width**-0.5, "banks", "heads", "slots", "head_dim")
+        self.keys_KHMD = self.param("P_k", init, shape)
+        self.values_KHMD = self.param("P_v", init, shape)
+        self.gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (c.n_head,))
+        self.W_z = output_projection(c)
+        self.dropout = nn.Dropout(c.hd_dropout, name="Dropout_0")
 
-    @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: KeyState | None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, KeyState | None]:
-        """The whole sequence when ``state`` is None; else a chunk that goes on from it, and the state after it."""
-        width = x_BTC.shape[-1] // self.heads
-        queries_BTHD, state = self.key(x_BTC, state, span)
-        shape = (self.banks, self.heads, self.slots, width)
-        init = normal(width**-0.5, "banks", "heads", "slots", "head_dim")
-        keys_KHMD = self.param("P_k", init, shape).astype(self.dtype)
-        values_KHMD = self.param("P_v", init, shape).astype(self.dtype)
-        rate = self.weight_dropout if train else 0.0
-        seed = jax.random.bits(self.make_rng("dropout")) if rate > 0 else None
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The answers to a whole sequence."""
+        return self._answer(self.key(x_BTC), train)
+
+    def extend(self, x_BTC: Array, state: KeyState, span: Span) -> tuple[Array, KeyState]:
+        """The answers to a chunk that continues a sequence, and the state after it: that of the key extractor."""
+        queries_BTHD, state = self.key.extend(x_BTC, state, span)
+        return self._answer(queries_BTHD, train=False), state
+
+    def _answer(self, queries_BTHD: Array, train: bool) -> Array:
+        c = self.config
+        rate = c.ic_dropout if train else 0.0
         answers_BTHD = slot_retrieval(
-            queries_BTHD, keys_KHMD, values_KHMD, dropout_rate=rate, dropout_seed=seed, form=self.retrieval
+            queries_BTHD,
+            self.keys_KHMD.astype(c.computing_dtype),
+            self.values_KHMD.astype(c.computing_dtype),
+            dropout_rate=rate,
+            dropout_seed=jax.random.bits(self.make_rng("dropout")) if rate > 0 else None,
+            form=c.retrieval,
         )
-        gain_H = self.param("gain", constant(-0.5 / SCALAR_UNIT, "head"), (self.heads,))
-        answers_BTHD = (head_scalars(jnp.exp(SCALAR_UNIT * gain_H)) * answers_BTHD).astype(self.dtype)
-        y_BTC = Projection(
-            x_BTC.shape[-1], self.output_std, ("heads", "embed"), bias=self.bias, dtype=self.dtype, name="W_z"
-        )(merge_heads(answers_BTHD))
-        return nn.Dropout(self.output_dropout, deterministic=not train)(y_BTC), state
+        gain_H = jnp.exp(SCALAR_UNIT * self.gain_H)
+        answers_BTHD = (head_scalars(gain_H) * answers_BTHD).astype(c.computing_dtype)
+        return self.dropout(self.W_z(merge_heads(answers_BTHD)), deterministic=not train)
 
-    def empty(self, batch: int, width: int, capacity: int) -> KeyState:
-        """The state at the beginning of a sequence: that of the key extractor, which does not grow."""
+    @nn.nowrap
+    def empty(self, batch: int, capacity: int) -> KeyState:
+        """The state at the beginning of a sequence, which does not grow with ``capacity``."""
         del capacity
-        return self.key.empty(batch, width)
+        return KeyExtractor(self.config, parent=None).empty(batch)

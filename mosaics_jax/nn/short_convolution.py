@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from mosaics_jax.nn.layers import constant
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.shapes import Array, Dtype
 
 
@@ -49,9 +48,7 @@ class Convolved(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         x_BTC = ShortConvolution(self.taps, dtype=self.dtype, name="convolution")(x_BTC)
-        return self.inner(name="inner")(x_BTC, state, span, train)
+        return self.inner(name="inner")(x_BTC, train)

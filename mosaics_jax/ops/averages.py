@@ -1,9 +1,11 @@
-"""Leaky average over time, one decay rate a head (v1 eq. 6).
+"""The leaky average over time, one rate of decay a head (v1 eq. 6), and the input of the next position (v1 eq. 5).
 
     y_t = sum_{s <= t} exp(-rate (t - s)) x_s        so that        y_t = exp(-rate) y_{t-1} + x_t
 
-The factor 1 - exp(-rate) of an average is left out: where y is divided by its norm it cancels, and without it a
-rate of 0 is the plain sum instead of 0. Who wants the average itself multiplies.
+The factor 1 - exp(-rate) of an average is left out: it cancels where y is divided by its norm, and without it a rate
+of 0 gives the plain sum instead of 0. Multiply by the factor to get the average itself.
+
+Shapes here: G chunks of R positions; shards of time in place of S taps.
 """
 
 import enum
@@ -17,6 +19,7 @@ from jax import lax
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.platform import platform
 from mosaics_jax.shapes import Array
+from mosaics_jax.sharding import HEADS, map_shards, time_axes
 
 CHUNK = 64
 
@@ -33,21 +36,31 @@ class LeakyForm(enum.Enum):
 def leaky_average(
     x_BTHD: Array, rate_H: Array, state_BHD: Array | None = None, form: LeakyForm = LeakyForm.AUTO
 ) -> Array:
-    """y_BTHD in at least float32, which the sums are kept in whatever the type of ``x``.
+    """y_BTHD in at least float32, the type of the sums whatever the type of ``x``.
 
-    rate_H >= 0, per position. ``state_BHD`` is y just before the first position (default 0): the last row of the result
-    is the state that the next chunk of the sequence starts from. The gradient with respect to the rate is exact.
+    rate_H >= 0, per position. state_BHD is y just before the first position (default 0): the last row of the result is
+    the state that the next chunk of the sequence starts from. The gradient with respect to the rate is exact.
+
+    Where a mesh splits time, each shard starts at zero, and the average that earlier shards leave is added to it.
     """
     chex.assert_rank([x_BTHD, rate_H], [4, 1])
-    batch, time, heads, width = x_BTHD.shape
+    batch, _, heads, width = x_BTHD.shape
     chex.assert_shape(rate_H, (heads,))
     dtype = accumulation_dtype(x_BTHD)
+    x_BTHD, rate_H = x_BTHD.astype(dtype), rate_H.astype(dtype)
+    if form is LeakyForm.AUTO:
+        form = LeakyForm.SCAN if platform() == "cpu" else LeakyForm.CHUNKED
+    if state_BHD is None and (axes := time_axes(x_BTHD)):
+        on_shard = functools.partial(_on_time_shard, form, axes)
+        return map_shards(on_shard, x_BTHD, rate_H, names=(HEADS, HEADS[2:3]))
     if state_BHD is None:
         state_BHD = jnp.zeros((batch, heads, width), dtype)
     chex.assert_shape(state_BHD, (batch, heads, width))
-    x_BTHD, rate_H, state_BHD = x_BTHD.astype(dtype), rate_H.astype(dtype), state_BHD.astype(dtype)
-    if form is LeakyForm.AUTO:
-        form = LeakyForm.SCAN if platform() == "cpu" else LeakyForm.CHUNKED
+    return _whole(form, x_BTHD, rate_H, state_BHD.astype(dtype))
+
+
+def _whole(form: LeakyForm, x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
+    time = x_BTHD.shape[1]
     if time == 0:
         return x_BTHD
     if time == 1:
@@ -62,6 +75,31 @@ def _naive(x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
     power_HTT = jnp.where(age_TT >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age_TT, 0)), 0.0)
     power_TH = jnp.exp(-rate_H * (jnp.arange(x_BTHD.shape[1])[:, None] + 1))
     return jnp.einsum("hts,bshd->bthd", power_HTT, x_BTHD) + power_TH[..., None] * state_BHD[:, None]
+
+
+def _on_time_shard(form: LeakyForm, axes: tuple[str, ...], x_BTHD: Array, rate_H: Array) -> Array:
+    y_BTHD = _whole(form, x_BTHD, rate_H, jnp.zeros_like(x_BTHD[:, 0]))
+    time = x_BTHD.shape[1]
+    lasts_SBHD = lax.all_gather(y_BTHD[:, -1], axes)
+    age_S = lax.axis_index(axes) - 1 - jnp.arange(len(lasts_SBHD))
+    share_SH = jnp.where(age_S[:, None] >= 0, jnp.exp(-rate_H * time * jnp.maximum(age_S, 0)[:, None]), 0.0)
+    before_BHD = jnp.sum(share_SH[:, None, :, None] * lasts_SBHD, axis=0)
+    decay_TH = jnp.exp(-rate_H * (jnp.arange(time)[:, None] + 1))
+    return y_BTHD + decay_TH[..., None] * before_BHD[:, None]
+
+
+def next_position(x_BTHD: Array) -> Array:
+    """x_{t+1} at position t; 0 at the last. Where a mesh splits time, a shard gets its last one from the next shard."""
+    axes = time_axes(x_BTHD)
+    if not axes:
+        return jnp.pad(x_BTHD[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+
+    def on_shard(x_BTHD: Array) -> Array:
+        (axis,) = axes
+        to_the_shard_before = [(shard, shard - 1) for shard in range(1, lax.axis_size(axis))]
+        return jnp.concatenate([x_BTHD[:, 1:], lax.ppermute(x_BTHD[:, :1], axis, to_the_shard_before)], axis=1)
+
+    return map_shards(on_shard, x_BTHD, names=(HEADS,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -110,18 +148,18 @@ def _chunked(x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
     batch, time, heads, width = x_BTHD.shape
     size = min(CHUNK, time)
     chunks = -(-time // size)
-    x = jnp.pad(x_BTHD, ((0, 0), (0, chunks * size - time), (0, 0), (0, 0)))
-    x = x.reshape(batch, chunks, size, heads, width)
-    age = jnp.arange(size)[:, None] - jnp.arange(size)
+    x_BTHD = jnp.pad(x_BTHD, ((0, 0), (0, chunks * size - time), (0, 0), (0, 0)))
+    x_BGRHD = x_BTHD.reshape(batch, chunks, size, heads, width)
+    age_RR = jnp.arange(size)[:, None] - jnp.arange(size)
     # Powers from the logarithm, of ages clipped at 0: exp(+rate age) above the diagonal would overflow.
-    power = jnp.where(age >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age, 0)), 0.0)
-    within = jnp.einsum("hts,bnshd->bnthd", power, x)
-    decay_chunk = jnp.exp(-rate_H * size)[:, None]
+    power_HRR = jnp.where(age_RR >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age_RR, 0)), 0.0)
+    within_BGRHD = jnp.einsum("hrs,bgshd->bgrhd", power_HRR, x_BGRHD)
+    decay_H1 = jnp.exp(-rate_H * size)[:, None]
 
-    def carry(state: Array, last: Array) -> tuple[Array, Array]:
-        return decay_chunk * state + last, state
+    def carry(state_BHD: Array, last_BHD: Array) -> tuple[Array, Array]:
+        return decay_H1 * state_BHD + last_BHD, state_BHD
 
-    _, before = lax.scan(carry, state_BHD, jnp.moveaxis(within[:, :, -1], 1, 0))
-    reach = jnp.exp(-rate_H * (jnp.arange(size)[:, None] + 1))
-    y = within + reach[..., None] * jnp.moveaxis(before, 0, 1)[:, :, None]
-    return y.reshape(batch, chunks * size, heads, width)[:, :time]
+    _, before_GBHD = lax.scan(carry, state_BHD, jnp.moveaxis(within_BGRHD[:, :, -1], 1, 0))
+    decay_RH = jnp.exp(-rate_H * (jnp.arange(size)[:, None] + 1))
+    y_BGRHD = within_BGRHD + decay_RH[..., None] * jnp.moveaxis(before_GBHD, 0, 1)[:, :, None]
+    return y_BGRHD.reshape(batch, chunks * size, heads, width)[:, :time]

@@ -1,212 +1,286 @@
-"""Causal retrieval in memory linear in T, forward and backward: the weights of a few queries are held at a time.
+"""Retrieval in memory linear in T, forward and backward: the weights of one block of queries exist at a time.
 
-Forward keeps, for each query, the logarithm of its summed weights; backward makes the weights anew from it (Dao et al.
-2022, FlashAttention, algorithms 1 and 4). Queries come in groups, each compiled with the keys up to its own end: of
-these, all before the group need no mask, and only its own share is computed to be masked in part.
+Forward keeps the logarithm of each query's summed weights; backward recomputes the weights from it (Dao et al. 2022,
+FlashAttention, algorithms 1 and 4). Pairs that no query of a block sees are skipped: under a window, time is
+O(T window). Without one, blocks of queries form groups: the code of a group is compiled for the pairs up to the end of
+that group, and only pairs that some of its queries do not see are masked.
+
+Shapes here: E pairs of one part of a block, S blocks.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mosaics_jax.ops.dropout_mask import keep_mask, row_numbers
+from mosaics_jax.ops.dropout_mask import keep_mask
 from mosaics_jax.ops.normalize import accumulation_dtype
-from mosaics_jax.ops.platform import one_cpu_device
+from mosaics_jax.ops.platform import one_cpu_device, platform
 from mosaics_jax.ops.products import product
+from mosaics_jax.ops.reach import Reach
+from mosaics_jax.ops.weights import UNSEEN, add_sums, answers_of, recomputed_weights, sums_over_pairs
 from mosaics_jax.shapes import Array
 
-BLOCK = 128  # queries whose weights are held at a time
-GROUPS = 8  # of blocks; compiled code grows with it, and wasted weights shrink
-LANES = 16  # blocks are a multiple of this, for vector instructions
-CACHED = 2**18  # weights that fit a CPU core's cache: so many heads of sequences are taken at a time
-NEVER = -1e30  # a score that exp sends to 0 without the NaN of inf - inf
-
-Sums = tuple[Array, Array, Array]  # the largest score of each query, its summed weights, its weighted values
+BLOCK = 128  # queries whose weights exist at a time
+GROUPS = 8  # of blocks; compiled code grows with it, and masked weights shrink
+LANES = 16  # a block is a multiple of this, for vector instructions
+CACHED = 2**18  # weights that fit a CPU core's cache: so many heads of sequences are computed at a time
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def block_of_slots() -> int:
+    """Queries of one block if all see all pairs: on CPU the weights should stay in cache, elsewhere fill the device."""
+    return 512 if platform() == "cpu" else 65536
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blockwise_retrieval(
-    offset: int, rate: float, queries_BHTD: Array, keys_BHTD: Array, values_BHTD: Array, seed: Array
+    rate: float,
+    queries_BHTD: Array,
+    keys_BHND: Array,
+    values_BHND: Array,
+    reach: Reach | None,
+    seed: Array,
+    rows_BHT: Array,
 ) -> Array:
-    """Answers (B, H, T, D) of queries t from pairs up to t - offset; weights are dropped at ``rate`` under ``seed``."""
-    return _forward(offset, rate, queries_BHTD, keys_BHTD, values_BHTD, seed)[0]
+    """Answers (B, H, T, D) of queries from the N pairs that ``reach`` lets them see; all of them where it is None.
 
-
-def add_pairs(one: Sums, other: Sums) -> Sums:
-    """The sums over both sets of pairs."""
-    top = jnp.maximum(one[0], other[0])
-    (share, total, answer), (other_share, other_total, other_answer) = (
-        (jnp.exp(largest - top), *sums) for largest, *sums in (one, other)
-    )
-    total = share * total + other_share * other_total
-    return top, total, share[..., None] * answer + other_share[..., None] * other_answer
-
-
-def sums_of_pairs(scores: Array, values: Array, keep: Array | None = None, rate: float = 0.0) -> Sums:
-    """Scores (..., T, N) of queries, and values (..., N, D)."""
-    top = jnp.max(scores, axis=-1)
-    weights = jnp.exp(scores - top[..., None])
-    total = jnp.sum(weights, axis=-1)
-    if keep is not None:
-        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
-    answer = jnp.einsum("...tn,...nd->...td", weights.astype(values.dtype), values, preferred_element_type=total.dtype)
-    return top, total, answer
-
-
-def normalized(sums: Sums) -> tuple[Array, Array]:
-    """The answers, and the logarithms of their summed weights."""
-    top, total, answer = sums
-    # A row whose every score is NEVER has the weights of a uniform average: it has no pair and answers 0.
-    alive = top > 0.5 * NEVER
-    return jnp.where(alive[..., None], answer / total[..., None], 0.0), jnp.where(alive, top + jnp.log(total), -NEVER)
+    Weights are dropped at ``rate`` under ``seed``. rows_BHT: the queries' numbers in the dropout hash (`row_numbers`).
+    """
+    return _forward(rate, queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT)[0]
 
 
 def _forward(
-    offset: int, rate: float, queries: Array, keys: Array, values: Array, seed: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    def forward(q: Array, k: Array, v: Array, rows: Array) -> tuple[Array, Array]:
-        def block(_: None, first: Array | int, q: Array, rows: Array, low: int, high: int) -> tuple[None, Any]:
-            parts = []
-            for start, stop, mask in _parts(first, q.shape[-2], low, high, offset):
-                scores = _scores(q, k[..., start:stop, :], mask)
-                keep = _keep(seed, rows, start, stop, rate)
-                parts.append(sums_of_pairs(scores, v[..., start:stop, :], keep, rate))
-            answer, log_total = normalized(functools.reduce(add_pairs, parts))
-            return None, (answer.astype(v.dtype), log_total)
+    rate: float,
+    queries_BHTD: Array,
+    keys_BHND: Array,
+    values_BHND: Array,
+    reach: Reach | None,
+    seed: Array,
+    rows_BHT: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    blocks = _Blocks(reach, queries_BHTD.shape[2], keys_BHND.shape[2])
 
-        return _over_blocks(block, None, (q, rows))[1]
+    def forward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, ...]:
+        keys_BHND, values_BHND, *pair_documents = pairs
 
-    rows = row_numbers(*queries.shape[:3])
-    answers, log_total = map(product, _over_sequences(forward, queries, keys, values, rows))
-    return answers, (queries, keys, values, seed, answers, log_total)
+        def block(_: None, place: _Place, queries: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
+            q_BHTD, rows_BHT, *documents = queries
+            sums = []
+            for part in blocks.parts(place, documents, pair_documents):
+                keep = part.keep(seed, rows_BHT, rate)
+                sums.append(sums_over_pairs(part.scores(q_BHTD, keys_BHND), part.of(values_BHND), keep, rate))
+            answers_BHTD, log_total_BHT = answers_of(functools.reduce(add_sums, sums))
+            return None, (answers_BHTD.astype(values_BHND.dtype), log_total_BHT)
 
+        return blocks.run(block, None, queries)[1]
 
-def _backward(offset: int, rate: float, saved: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
-    queries, keys, values, seed, answers, log_total = saved
-    dtype = accumulation_dtype(queries)
-    # sum_n weight_n dweight_n of each query, from the answer itself: what the softmax's gradient subtracts.
-    inner = jnp.einsum("bhtd,bhtd->bht", gradient, answers, preferred_element_type=dtype)
-
-    def backward(
-        q: Array, k: Array, v: Array, g: Array, rows: Array, log_total: Array, inner: Array
-    ) -> tuple[Array, Array, Array]:
-        def block(
-            carry: tuple[Array, Array],
-            first: Array | int,
-            q: Array,
-            g: Array,
-            rows: Array,
-            log_total: Array,
-            inner: Array,
-            low: int,
-            high: int,
-        ) -> tuple[tuple[Array, Array], Array]:
-            # Gradients of keys and values with time last: the product then transposes queries, not weights.
-            q_T, g_T = jnp.swapaxes(q, -1, -2), jnp.swapaxes(g, -1, -2)
-            dk, dv = carry
-            dq = jnp.zeros(q.shape, dtype)
-            for start, stop, mask in _parts(first, q.shape[-2], low, high, offset):
-                k_part, v_part = k[..., start:stop, :], v[..., start:stop, :]
-                weights = jnp.exp(_scores(q, k_part, mask) - log_total[..., None])
-                dweights = jnp.einsum("...td,...nd->...tn", g, v_part, preferred_element_type=dtype)
-                dropped = weights
-                keep = _keep(seed, rows, start, stop, rate)
-                if keep is not None:
-                    dropped = jnp.where(keep, weights / (1.0 - rate), 0.0)
-                    dweights = jnp.where(keep, dweights / (1.0 - rate), 0.0)
-                dscores = (weights * (dweights - inner[..., None])).astype(q.dtype)
-                dropped = dropped.astype(g.dtype)
-                dv = dv.at[..., start:stop].add(jnp.matmul(g_T, dropped, preferred_element_type=dtype))
-                dk = dk.at[..., start:stop].add(jnp.matmul(q_T, dscores, preferred_element_type=dtype))
-                dq += jnp.matmul(dscores, k_part, preferred_element_type=dtype)
-            return (dk, dv), dq.astype(q.dtype)
-
-        zero = jnp.zeros(jnp.swapaxes(k, -1, -2).shape, dtype)
-        (dk, dv), dq = _over_blocks(block, (zero, zero), (q, g, rows, log_total, inner))
-        return dq, jnp.swapaxes(dk, -1, -2).astype(k.dtype), jnp.swapaxes(dv, -1, -2).astype(v.dtype)
-
-    rows = row_numbers(*queries.shape[:3])
-    gradient = gradient.astype(queries.dtype)
-    dq, dk, dv = _over_sequences(backward, queries, keys, values, gradient, rows, log_total, inner)
-    return dq, dk, dv, None
+    of_queries, of_pairs = _with_documents(reach, (queries_BHTD, rows_BHT), (keys_BHND, values_BHND))
+    answers_BHTD, log_total_BHT = map(product, blocks.over_heads(forward, of_queries, of_pairs))
+    return answers_BHTD, (queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT, answers_BHTD, log_total_BHT)
 
 
-def _scores(queries: Array, keys: Array, mask: Array | None) -> Array:
-    scores = jnp.einsum("...td,...nd->...tn", queries, keys, preferred_element_type=accumulation_dtype(queries))
-    return scores if mask is None else scores + mask
+def _backward(rate: float, saved: tuple[Any, ...], gradients_BHTD: Array) -> tuple[Array | None, ...]:
+    queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT, answers_BHTD, log_total_BHT = saved
+    blocks = _Blocks(reach, queries_BHTD.shape[2], keys_BHND.shape[2])
+    dtype = accumulation_dtype(queries_BHTD)
+    inner_BHT = jnp.einsum("bhtd,bhtd->bht", gradients_BHTD, answers_BHTD, preferred_element_type=dtype)
 
+    def backward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        keys_BHND, values_BHND, *pair_documents = pairs
 
-def _keep(seed: Array, rows: Array, start: int, stop: int, rate: float) -> Array | None:
-    return keep_mask(seed, rows[..., None], jnp.arange(start, stop), rate) if rate > 0 else None
+        def block(carry: tuple[Array, Array], place: _Place, queries: tuple[Array, ...]) -> tuple[Any, Array]:
+            q_BHTD, rows_BHT, g_BHTD, log_total_BHT, inner_BHT, *documents = queries
+            # Gradients of keys and values with pairs last: the product then transposes queries, not weights.
+            q_BHDT, g_BHDT = jnp.swapaxes(q_BHTD, -1, -2), jnp.swapaxes(g_BHTD, -1, -2)
+            dk_BHDN, dv_BHDN = carry
+            dq_BHTD = jnp.zeros(q_BHTD.shape, dtype)
+            for part in blocks.parts(place, documents, pair_documents):
+                weights_BHTE, dscores_BHTE = recomputed_weights(
+                    part.scores(q_BHTD, keys_BHND),
+                    log_total_BHT,
+                    g_BHTD,
+                    part.of(values_BHND),
+                    inner_BHT,
+                    part.keep(seed, rows_BHT, rate),
+                    rate,
+                )
+                weights_BHTE, dscores_BHTE = weights_BHTE.astype(g_BHTD.dtype), dscores_BHTE.astype(q_BHTD.dtype)
+                dv_BHDN = part.add(dv_BHDN, jnp.matmul(g_BHDT, weights_BHTE, preferred_element_type=dtype))
+                dk_BHDN = part.add(dk_BHDN, jnp.matmul(q_BHDT, dscores_BHTE, preferred_element_type=dtype))
+                dq_BHTD += jnp.matmul(dscores_BHTE, part.of(keys_BHND), preferred_element_type=dtype)
+            return (dk_BHDN, dv_BHDN), dq_BHTD.astype(q_BHTD.dtype)
 
+        zero_BHDN = jnp.zeros(jnp.swapaxes(keys_BHND, -1, -2).shape, dtype)
+        (dk_BHDN, dv_BHDN), dq_BHTD = blocks.run(block, (zero_BHDN, zero_BHDN), queries)
+        dk_BHND, dv_BHND = jnp.swapaxes(dk_BHDN, -1, -2), jnp.swapaxes(dv_BHDN, -1, -2)
+        return dq_BHTD, dk_BHND.astype(keys_BHND.dtype), dv_BHND.astype(values_BHND.dtype)
 
-def _parts(first: Array | int, size: int, low: int, high: int, offset: int) -> list[tuple[int, int, Any]]:
-    """Pairs of a block whose queries begin at ``low + first``: ranges, and a mask to add to their scores, if any."""
-    past = np.arange(high - low) <= np.arange(size)[:, None] - offset + first
-    # Adding is quicker than choosing, and the first block of a group has its mask when compiling.
-    mask = np.where(past, np.float32(0), np.float32(NEVER)) if isinstance(first, int) else jnp.where(past, 0.0, NEVER)
-    own = (low, high, mask)
-    return [(0, low, None), own] if low else [own]
-
-
-def _block_size(time: int) -> int:
-    size = -(-time // -(-time // BLOCK))
-    lanes = min(LANES, BLOCK)
-    return -(-size // lanes) * lanes
-
-
-def _over_blocks(function: Callable[..., tuple[Any, Any]], carry: Any, arrays: tuple[Array, ...]) -> tuple[Any, Any]:
-    """``function(carry, first, blocks of arrays, low, high)`` block by block along axis 2, its outputs joined there.
-
-    A group covers positions low to high, and a block in it begins at low + first.
-    """
-    time = arrays[0].shape[2]
-    size = _block_size(time)
-    group = -(-(time // size) // GROUPS) * size
-    outputs = []
-    for low in range(0, time, group):
-        high = min(low + group, time)
-        taken = [a[:, :, low:high] for a in arrays]
-        if high - low == size:
-            carry, output = function(carry, 0, *taken, low, high)
-        else:
-            blocks = [jnp.moveaxis(a.reshape(*a.shape[:2], -1, size, *a.shape[3:]), 2, 0) for a in taken]
-            first = jnp.arange(0, high - low, size)
-            run = functools.partial(_unpacked, function, low, high)
-            carry, output = lax.scan(run, carry, (first, *blocks))
-            output = jax.tree.map(lambda a: _merge(jnp.moveaxis(a, 0, 2), 2), output)
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outputs)
-
-
-def _unpacked(function: Callable[..., Any], low: int, high: int, carry: Any, xs: tuple[Array, ...]) -> Any:
-    return function(carry, *xs, low, high)
-
-
-def _merge(x: Array, axis: int) -> Array:
-    """Axes ``axis`` and the next as one."""
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def _over_sequences(function: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
-    """``function`` of arrays (B, H, T, ...) with T padded to whole blocks; on a CPU, of some heads at a time."""
-    batch, heads, time = arrays[0].shape[:3]
-    padding = -time % _block_size(time)
-    arrays = tuple(jnp.pad(a, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (a.ndim - 3)) for a in arrays)
-    if not one_cpu_device():
-        outputs = function(*arrays)
-        return tuple(a[:, :, :time] for a in outputs)
-    rows = batch * heads
-    most = max(1, CACHED // (min(time, BLOCK) * time))
-    count = next(n for n in range(min(most, rows), 0, -1) if rows % n == 0)
-    parts = tuple(a.reshape(-1, count, 1, *a.shape[2:]) for a in arrays)
-    outputs = lax.map(lambda part: function(*part), parts)
-    return tuple(a.reshape(batch, heads, *a.shape[3:])[:, :, :time] for a in outputs)
+    queries = queries_BHTD, rows_BHT, gradients_BHTD.astype(queries_BHTD.dtype), log_total_BHT, inner_BHT
+    of_queries, of_pairs = _with_documents(reach, queries, (keys_BHND, values_BHND))
+    return *blocks.over_heads(backward, of_queries, of_pairs), None, None, None
 
 
 blockwise_retrieval.defvjp(_forward, _backward)
+
+
+def _with_documents(
+    reach: Reach | None, queries: tuple[Array, ...], pairs: tuple[Array, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The arrays of queries and of pairs, each followed by its documents if there are several."""
+    if reach is None or reach.documents_BT is None or reach.pair_documents is None:
+        return queries, pairs
+    heads = queries[0].shape[1]
+    of_queries_BHT, of_pairs_BHN = (
+        jnp.repeat(documents[:, None], heads, axis=1) for documents in (reach.documents_BT, reach.pair_documents)
+    )
+    return (*queries, of_queries_BHT), (*pairs, of_pairs_BHN)
+
+
+class _Place(NamedTuple):
+    """A block of queries: it begins at ``low + first`` in the group ``low`` to ``high``. ``first`` may be traced."""
+
+    low: int
+    high: int
+    first: int | Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """``length`` pairs from ``start`` on, which may be traced, and what is added to scores: 0 or UNSEEN, or None."""
+
+    start: int | Array
+    length: int
+    mask: Any
+
+    def of(self, pairs_BHND: Array) -> Array:
+        """These pairs, (B, H, E, ...), of all."""
+        if isinstance(self.start, int):
+            return pairs_BHND[:, :, self.start : self.start + self.length]
+        return lax.dynamic_slice_in_dim(pairs_BHND, self.start, self.length, axis=2)
+
+    def scores(self, queries_BHTD: Array, keys_BHND: Array) -> Array:
+        """The scores (B, H, T, E) of a block of queries, UNSEEN where the mask says so."""
+        dtype = accumulation_dtype(queries_BHTD)
+        scores_BHTE = jnp.einsum("...td,...nd->...tn", queries_BHTD, self.of(keys_BHND), preferred_element_type=dtype)
+        return scores_BHTE if self.mask is None else scores_BHTE + self.mask
+
+    def keep(self, seed: Array, rows_BHT: Array, rate: float) -> Array | None:
+        """Which weights dropout keeps, (B, H, T, E); None if it keeps all."""
+        return keep_mask(seed, rows_BHT[..., None], self.start + jnp.arange(self.length), rate) if rate > 0 else None
+
+    def add(self, total_BHDN: Array, part_BHDE: Array) -> Array:
+        """The sum over pairs so far, and the share of these pairs added to it."""
+        if isinstance(self.start, int):
+            return total_BHDN.at[..., self.start : self.start + self.length].add(part_BHDE)
+        before_BHDE = lax.dynamic_slice_in_dim(total_BHDN, self.start, self.length, axis=3)
+        return lax.dynamic_update_slice_in_dim(total_BHDN, before_BHDE + part_BHDE, self.start, axis=3)
+
+
+class _Blocks:
+    """How T queries are cut into blocks, and which of N pairs each block is computed with."""
+
+    def __init__(self, reach: Reach | None, time: int, pairs: int):
+        self.reach, self.time, self.pairs = reach, time, pairs
+        most = block_of_slots() if reach is None else BLOCK
+        size = -(-time // -(-time // most))
+        self.size = size if reach is None and size == time else _round_up(size, min(LANES, most))
+        self.span = pairs  # pairs that a block is computed with, at most
+        self.is_windowed = False
+        if reach is not None and reach.is_static and reach.window is not None:
+            span = _round_up(self.size + int(reach.window) - 1, min(LANES, BLOCK))
+            if span < pairs:
+                self.span, self.is_windowed = span, True
+
+    def groups(self) -> list[tuple[int, int]]:
+        """Ranges of queries whose code is compiled together."""
+        padded = _round_up(self.time, self.size)
+        if self.reach is None or self.is_windowed or not isinstance(self.reach.delay, int):
+            return [(0, padded)]
+        length = -(-(padded // self.size) // GROUPS) * self.size
+        return [(low, min(low + length, padded)) for low in range(0, padded, length)]
+
+    def parts(self, place: _Place, documents: list[Array], pair_documents: list[Array]) -> list[_Part]:
+        """The pairs that a block is computed with. ``documents``: those of its queries (B, H, T), if there are several;
+        ``pair_documents``: those of all pairs (B, H, N)."""
+        reach, size = self.reach, self.size
+        if reach is None:
+            return [_Part(0, self.pairs, None)]
+
+        def masked(start: int | Array, length: int) -> _Part:
+            numpy: Any = np if reach.is_static and isinstance(place.first, int) and isinstance(start, int) else jnp
+            query_T1 = place.low + place.first + numpy.arange(size)[:, None]
+            seen = reach.sees(query_T1, start + numpy.arange(length))
+            if documents:
+                of_pairs = _Part(start, length, None).of(pair_documents[0])
+                seen = seen & (documents[0][..., None] == of_pairs[..., None, :])
+                numpy = jnp
+            # Adding is quicker than choosing.
+            return _Part(start, length, numpy.where(seen, numpy.float32(0.0), numpy.float32(UNSEEN)))
+
+        if not isinstance(reach.delay, int):
+            return [masked(0, self.pairs)]
+        if self.is_windowed:
+            start = place.low + place.first - reach.delay - reach.window + 1  # type: ignore[operator]  # a window
+            if isinstance(start, int):
+                return [masked(min(max(start, 0), self.pairs - self.span), self.span)]
+            return [masked(jnp.clip(start, 0, self.pairs - self.span), self.span)]
+        # All queries of the group see the pairs before ``seen_by_all``, none those from ``end`` on.
+        end = min(max(_round_up(place.high - reach.delay, size), min(size, self.pairs)), self.pairs)
+        seen_by_all = max(place.low - reach.delay + 1, 0) // size * size
+        if reach.window is not None or documents or seen_by_all == 0:
+            return [masked(0, end)]
+        return [_Part(0, seen_by_all, None), *([masked(seen_by_all, end - seen_by_all)] if seen_by_all < end else [])]
+
+    def run(self, function: Callable[..., Any], carry: Any, queries: tuple[Array, ...]) -> tuple[Any, Any]:
+        """``function(carry, place, block of the arrays of queries)`` block by block; outputs are joined along time."""
+        outputs = []
+        for low, high in self.groups():
+            group = tuple(a[:, :, low:high] for a in queries)
+            if high - low == self.size:
+                carry, output = function(carry, _Place(low, high, 0), group)
+            else:
+                cut = tuple(jnp.moveaxis(a.reshape(*a.shape[:2], -1, self.size, *a.shape[3:]), 2, 0) for a in group)
+                step = functools.partial(_step, function, low, high)
+                carry, output = lax.scan(step, carry, (jnp.arange(0, high - low, self.size), cut))
+                output = jax.tree.map(lambda a: _merge(jnp.moveaxis(a, 0, 2)), output)
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outputs)
+
+    def over_heads(
+        self, function: Callable[..., tuple[Array, ...]], queries: tuple[Array, ...], pairs: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        """``function`` of arrays of queries, T padded to whole blocks, and of pairs; on a CPU, of some heads at a time.
+
+        Results with as many positions as padded queries lose the padding.
+        """
+        batch, heads = queries[0].shape[:2]
+        padding = _round_up(self.time, self.size) - self.time
+        queries = tuple(jnp.pad(a, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (a.ndim - 3)) for a in queries)
+        most = max(1, CACHED // (min(self.time, self.size) * self.span))
+        count = next(n for n in range(min(most, batch * heads), 0, -1) if batch * heads % n == 0)
+        if one_cpu_device() and count < batch * heads:
+            cut = jax.tree.map(lambda a: a.reshape(-1, count, 1, *a.shape[2:]), (queries, pairs))
+            outputs = lax.map(lambda arrays: function(*arrays), cut)
+            outputs = tuple(a.reshape(batch, heads, *a.shape[3:]) for a in outputs)
+        else:
+            outputs = function(queries, pairs)
+        return tuple(a[:, :, : self.time] if i == 0 or a.ndim == 3 else a for i, a in enumerate(outputs))
+
+
+def _step(function: Callable[..., Any], low: int, high: int, carry: Any, xs: tuple[Array, Any]) -> Any:
+    return function(carry, _Place(low, high, xs[0]), xs[1])
+
+
+def _merge(x_BHSTD: Array) -> Array:
+    """Blocks (B, H, blocks, size, ...) as one axis of time."""
+    return x_BHSTD.reshape(*x_BHSTD.shape[:2], math.prod(x_BHSTD.shape[2:4]), *x_BHSTD.shape[4:])
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

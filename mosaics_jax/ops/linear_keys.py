@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mosaics_jax.ops.blockwise import NEVER, Sums, add_pairs
 from mosaics_jax.ops.retrieval import RetrievalForm, causal_retrieval
+from mosaics_jax.ops.weights import UNSEEN, Sums, add_sums
 from mosaics_jax.shapes import Array
 
 LANES = 16  # blocks of pairs begin and end at multiples of this, for vector instructions
@@ -69,9 +69,9 @@ def past_sums(queries_HTD: Array, keys_HND: Array, features_HNE: Array, pairs_T:
             for low, high in ((0, common), (common, max(most, 1)))
             if low < high
         ]
-        blocks.append(functools.reduce(add_pairs, parts))
+        blocks.append(functools.reduce(add_sums, parts))
     top, total, weighted = (jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
-    return top, total, weighted[..., :width]
+    return Sums(top, total, weighted[..., :width])
 
 
 def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.ndarray, ones: int) -> Sums:
@@ -82,7 +82,7 @@ def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.
     products = (queries_HRD[:, :, d, None] * keys_HDN[:, None, d] for d in range(keys_HDN.shape[1]))
     scores_HRN = functools.reduce(jnp.add, products)
     if pairs_R.min() < count:
-        scores_HRN += jnp.asarray(np.where(np.arange(count) < pairs_R[:, None], 0.0, NEVER), queries_HRD.dtype)
+        scores_HRN += jnp.asarray(np.where(np.arange(count) < pairs_R[:, None], 0.0, UNSEEN), queries_HRD.dtype)
     top_HR = jnp.max(scores_HRN, axis=-1)
     weights_HRN = jnp.exp(scores_HRN - top_HR[..., None])
     weighted_HRE = jnp.einsum("hrn,hne->hre", weights_HRN, features_HNE)
@@ -90,7 +90,7 @@ def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.
     if pairs_R.min() <= 0:  # such a row has no pair here, whatever its sums
         seen_R = jnp.asarray(pairs_R > 0, queries_HRD.dtype)
         total_HR, weighted_HRE = seen_R * total_HR, seen_R[:, None] * weighted_HRE
-    return top_HR, total_HR, weighted_HRE
+    return Sums(top_HR, total_HR, weighted_HRE)
 
 
 def divide(sums: Array, total: Array) -> Array:

@@ -1,4 +1,7 @@
-"""Cross-entropy of a language model's head, with and without the B x T x V array of logits."""
+"""Cross-entropy of a language model's head, with and without the B x T x V array of logits.
+
+Shapes here: R positions of all sequences, or of one block; G blocks.
+"""
 
 import functools
 
@@ -6,9 +9,11 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import IGNORED, Array
+from mosaics_jax.sharding import is_sharded, map_shards, mesh_axes
 
 BLOCK = 512  # positions whose logits exist at one time
 Axes = tuple[str, ...]
@@ -30,90 +35,108 @@ def head_cross_entropy(
     The loss of a position is -log p(target) + z_loss * log(Z)^2, Z being the sum of the exponentials of its logits: a
     small ``z_loss`` keeps the logits from drifting away together (PaLM, Chowdhery et al. 2022, section 5; there 1e-4).
 
-    The logits are made for 512 positions at a time and never kept. The gradient is made in the same pass, where it
-    costs two products of the block's size and no second pass over the logits. Products in the type of ``hidden``, sums
-    in at least float32. No valid target gives loss 0 and gradient 0.
+    Logits are computed for 512 positions at a time and never kept. The gradient is computed in the same pass, where it
+    costs two products of the block's size and no second pass over the logits. Products are in the type of ``hidden``,
+    sums in at least float32. Without a valid target, the loss is 0 and so is the gradient.
+
+    On a mesh, each device computes the logits of its own positions and its part of V: the loop is over blocks of
+    positions, and XLA would have every device go through all of them.
     """
     chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
     chex.assert_shape(targets_BT, hidden_BTC.shape[:2])
+    batch, time, _ = hidden_BTC.shape
+    vocabulary_axes = mesh_axes("activation_vocab", len(head_VC)) if is_sharded() else ()
+
+    def on_shard(hidden_BTC: Array, head_VC: Array, targets_BT: Array) -> Array:
+        hidden_RC = hidden_BTC.reshape(-1, hidden_BTC.shape[-1])
+        total = total_cross_entropy(scale, z_loss, vocabulary_axes, hidden_RC, head_VC, targets_BT.reshape(-1))
+        return total.reshape(1, 1, 1)
+
+    names = (("batch", "time", None), ("activation_vocab", None), ("batch", "time"))
+    out = PartitionSpec(mesh_axes("batch", batch), mesh_axes("time", time), vocabulary_axes)
+    totals = map_shards(on_shard, hidden_BTC, head_VC, targets_BT, names=names, out=out)
     count = jnp.sum(targets_BT != IGNORED)
-    hidden_NC = hidden_BTC.reshape(-1, hidden_BTC.shape[-1])
-    total = total_cross_entropy(scale, z_loss, (), hidden_NC, head_VC, targets_BT.reshape(-1))
-    return total / jnp.maximum(count, 1), count
+    return jnp.sum(totals) / jnp.maximum(count, 1), count
 
 
-def _blocks(hidden: Array, targets: Array) -> tuple[Array, Array]:
-    size = min(BLOCK, len(hidden))
-    padding = -len(hidden) % size
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    targets = jnp.pad(targets, (0, padding), constant_values=IGNORED)
-    return hidden.reshape(-1, size, hidden.shape[-1]), targets.reshape(-1, size)
+def _blocks(hidden_RC: Array, targets_R: Array) -> tuple[Array, Array]:
+    """Blocks of positions, (G, R, C) and (G, R); added positions carry no loss."""
+    size = min(BLOCK, len(hidden_RC))
+    padding = -len(hidden_RC) % size
+    hidden_RC = jnp.pad(hidden_RC, ((0, padding), (0, 0)))
+    targets_R = jnp.pad(targets_R, (0, padding), constant_values=IGNORED)
+    return hidden_RC.reshape(-1, size, hidden_RC.shape[-1]), targets_R.reshape(-1, size)
 
 
 def _block_losses(
-    scale: float, z_loss: float, axes: Axes, hidden: Array, head: Array, targets: Array
+    scale: float, z_loss: float, axes: Axes, hidden_RC: Array, head_VC: Array, targets_R: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """The loss, the logits, the logarithms of their sums, and the number of each target in this part of the head."""
-    logits = scale * jnp.einsum("nc,vc->nv", hidden, head, preferred_element_type=accumulation_dtype(hidden))
-    log_total = jax.nn.logsumexp(logits, axis=-1)
+    """The loss of a block, its logits (R, V), the logarithms of their sums, and each target's row of this head."""
+    dtype = accumulation_dtype(hidden_RC)
+    logits_RV = scale * jnp.einsum("rc,vc->rv", hidden_RC, head_VC, preferred_element_type=dtype)
+    log_total_R = jax.nn.logsumexp(logits_RV, axis=-1)
     if not axes:
-        chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
-        losses = log_total + z_loss * jnp.square(log_total) - chosen
-        return jnp.sum(jnp.where(targets == IGNORED, 0.0, losses)), logits, log_total, targets
-    top = lax.pmax(log_total, axes)
-    log_total = top + jnp.log(lax.psum(jnp.exp(log_total - top), axes))
-    here = targets - lax.axis_index(axes) * len(head)
-    chosen = jnp.take_along_axis(logits, jnp.clip(here, 0, len(head) - 1)[:, None], axis=-1)[:, 0]
-    chosen = jnp.where((here >= 0) & (here < len(head)), chosen, 0.0)
-    share = (log_total + z_loss * jnp.square(log_total)) / lax.axis_size(axes)  # so that the parts' losses add up
-    return jnp.sum(jnp.where(targets == IGNORED, 0.0, share - chosen)), logits, log_total, here
+        chosen_R = jnp.take_along_axis(logits_RV, jnp.maximum(targets_R, 0)[:, None], axis=-1)[:, 0]
+        losses_R = log_total_R + z_loss * jnp.square(log_total_R) - chosen_R
+        return jnp.sum(jnp.where(targets_R == IGNORED, 0.0, losses_R)), logits_RV, log_total_R, targets_R
+    largest_R = lax.pmax(log_total_R, axes)
+    log_total_R = largest_R + jnp.log(lax.psum(jnp.exp(log_total_R - largest_R), axes))
+    row_R = targets_R - lax.axis_index(axes) * len(head_VC)
+    chosen_R = jnp.take_along_axis(logits_RV, jnp.clip(row_R, 0, len(head_VC) - 1)[:, None], axis=-1)[:, 0]
+    chosen_R = jnp.where((row_R >= 0) & (row_R < len(head_VC)), chosen_R, 0.0)
+    # Divided, so that the losses of the vocabulary's shards add up.
+    share_R = (log_total_R + z_loss * jnp.square(log_total_R)) / lax.axis_size(axes)
+    return jnp.sum(jnp.where(targets_R == IGNORED, 0.0, share_R - chosen_R)), logits_RV, log_total_R, row_R
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def total_cross_entropy(scale: float, z_loss: float, axes: Axes, hidden: Array, head: Array, targets: Array) -> Array:
-    """Summed loss of hidden (N, C) and targets (N,), as in `head_cross_entropy`.
+def total_cross_entropy(
+    scale: float, z_loss: float, axes: Axes, hidden_RC: Array, head_VC: Array, targets_R: Array
+) -> Array:
+    """The summed loss of all positions, as in `head_cross_entropy`.
 
-    Under `jax.shard_map` each device may hold a part of V, split over the mesh ``axes``, and all of them the same
-    positions: losses and gradients are then shares, to be summed over those devices.
+    Under `jax.shard_map` each device may hold a shard of V, split over the mesh ``axes``, and all of these devices the
+    same positions. Losses and gradients are then shares, to be summed over those devices.
     """
-    head = head.astype(hidden.dtype)
+    head_VC = head_VC.astype(hidden_RC.dtype)
 
     def block(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + _block_losses(scale, z_loss, axes, xs[0], head, xs[1])[0], None
+        return total + _block_losses(scale, z_loss, axes, xs[0], head_VC, xs[1])[0], None
 
-    zero = jnp.zeros((), accumulation_dtype(hidden))
-    return lax.scan(block, zero, _blocks(hidden, targets))[0]
+    zero = jnp.zeros((), accumulation_dtype(hidden_RC))
+    return lax.scan(block, zero, _blocks(hidden_RC, targets_R))[0]
 
 
 def _total_forward(
-    scale: float, z_loss: float, axes: Axes, hidden: Array, head: Array, targets: Array
+    scale: float, z_loss: float, axes: Axes, hidden_RC: Array, head_VC: Array, targets_R: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    dtype = accumulation_dtype(hidden)
-    table = head.astype(hidden.dtype)
+    dtype = accumulation_dtype(hidden_RC)
+    table_VC = head_VC.astype(hidden_RC.dtype)
 
     def block(carry: tuple[Array, Array], xs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        total, dhead = carry
-        x, y = xs
-        loss, logits, log_total, here = _block_losses(scale, z_loss, axes, x, table, y)
-        valid = (y != IGNORED)[:, None]
-        hit = jnp.arange(len(table)) == here[:, None]
-        log_total = log_total[:, None]
-        share = jnp.exp(logits - log_total) * (1.0 + 2.0 * z_loss * log_total)
-        dlogits = (scale * jnp.where(valid, share - hit, 0.0)).astype(x.dtype)
-        dx = jnp.einsum("nv,vc->nc", dlogits, table)
-        dhead += jnp.einsum("nv,nc->vc", dlogits, x, preferred_element_type=dtype)
-        return (total + loss, dhead), dx
+        total, dhead_VC = carry
+        x_RC, y_R = xs
+        loss, logits_RV, log_total_R, row_R = _block_losses(scale, z_loss, axes, x_RC, table_VC, y_R)
+        valid_R1 = (y_R != IGNORED)[:, None]
+        is_target_RV = jnp.arange(len(table_VC)) == row_R[:, None]
+        log_total_R1 = log_total_R[:, None]
+        share_RV = jnp.exp(logits_RV - log_total_R1) * (1.0 + 2.0 * z_loss * log_total_R1)
+        dlogits_RV = (scale * jnp.where(valid_R1, share_RV - is_target_RV, 0.0)).astype(x_RC.dtype)
+        dx_RC = jnp.einsum("rv,vc->rc", dlogits_RV, table_VC)
+        dhead_VC += jnp.einsum("rv,rc->vc", dlogits_RV, x_RC, preferred_element_type=dtype)
+        return (total + loss, dhead_VC), dx_RC
 
-    start = (jnp.zeros((), dtype), jnp.zeros(head.shape, dtype))
-    (total, dhead), dx = lax.scan(block, start, _blocks(hidden, targets))
-    return total, (dx.reshape(-1, hidden.shape[-1])[: len(hidden)], dhead.astype(head.dtype))
+    start = (jnp.zeros((), dtype), jnp.zeros(head_VC.shape, dtype))
+    (total, dhead_VC), dx_GRC = lax.scan(block, start, _blocks(hidden_RC, targets_R))
+    dhidden_RC = dx_GRC.reshape(-1, hidden_RC.shape[-1])[: len(hidden_RC)]
+    return total, (dhidden_RC, dhead_VC.astype(head_VC.dtype))
 
 
 def _total_backward(
     scale: float, z_loss: float, axes: Axes, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array, None]:
-    dhidden, dhead = saved
-    return (gradient * dhidden).astype(dhidden.dtype), (gradient * dhead).astype(dhead.dtype), None
+    dhidden_RC, dhead_VC = saved
+    return (gradient * dhidden_RC).astype(dhidden_RC.dtype), (gradient * dhead_VC).astype(dhead_VC.dtype), None
 
 
 total_cross_entropy.defvjp(_total_forward, _total_backward)

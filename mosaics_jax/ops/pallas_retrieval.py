@@ -1,9 +1,11 @@
 """Retrieval as a Pallas kernel for TPU: weights stay on the chip, and may be dropped there.
 
-What library kernels of attention lack: strict causality with a first row that is 0, dropout by the hash that every
-other form uses, and pairs that all sequences share. The algorithm is that of `blockwise` (Dao et al. 2022,
-FlashAttention). All blocks of weights are kept with pairs in rows and queries in columns, so that what belongs to a
-query (the largest score, the summed weights, its number) is a row of a vector register.
+Library kernels of attention lack a first row that is 0, dropout by the hash that every other form uses, traced delays
+and windows, and pairs that all sequences share. The algorithm is that of `blockwise` (Dao et al. 2022, FlashAttention).
+Blocks of weights are kept with pairs in rows and queries in columns, so that what belongs to a query (the largest
+score, the summed weights, its number) is a row of a vector register.
+
+Shapes here: G sequences or heads that meet no other, each with queries T and pairs M of its own.
 """
 
 import dataclasses
@@ -17,65 +19,77 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mosaics_jax.ops.blockwise import NEVER
 from mosaics_jax.ops.dropout_mask import keep_mask
 from mosaics_jax.ops.products import product
+from mosaics_jax.ops.reach import Reach
+from mosaics_jax.ops.weights import UNSEEN, drop
 from mosaics_jax.shapes import Array
 
 BLOCKS = (512, 256, 128)  # queries, and pairs, of a block: the largest that divides the padded number
 LANES = BLOCKS[-1]
+NO_WINDOW = 2**30  # more pairs than any sequence has
+
+Refs = Mapping[str, Any]  # the blocks that a kernel reads, by name
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def pallas_retrieval(
-    offset: int | None,
     rate: float,
-    queries_NTD: Array,
-    keys_NMD: Array,
-    values_NMD: Array,
+    queries_GTD: Array,
+    keys_GMD: Array,
+    values_GMD: Array,
+    reach: Reach | None,
     seed: Array,
-    numbers_NT: Array,
+    rows_GT: Array,
 ) -> Array:
-    """Answers (N, T, D) of queries t from pairs up to t - offset, or from all M if there is no offset.
+    """Answers (G, T, D) of queries from the M pairs that ``reach`` lets them see; all of them where it is None.
 
-    Weights are dropped at ``rate`` under ``seed``. numbers_NT: of the queries, for the dropout hash (`row_numbers`).
+    Weights are dropped at ``rate`` under ``seed``. rows_GT: the queries' numbers in the dropout hash (`row_numbers`).
     """
-    return _forward(offset, rate, queries_NTD, keys_NMD, values_NMD, seed, numbers_NT)[0]
+    return _forward(rate, queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT)[0]
 
 
 def _forward(
-    offset: int | None, rate: float, queries: Array, keys: Array, values: Array, seed: Array, numbers: Array
-) -> tuple[Array, tuple[Array, ...]]:
-    call = _Call(queries, keys, offset, rate)
-    q, n = call.padded("query", queries, numbers)
-    k, v = call.padded("pair", keys, values)
+    rate: float,
+    queries_GTD: Array,
+    keys_GMD: Array,
+    values_GMD: Array,
+    reach: Reach | None,
+    seed: Array,
+    rows_GT: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    call = _Call(queries_GTD, keys_GMD, reach, rate, seed)
+    given = {"q": ("query", queries_GTD), "k": ("pair", keys_GMD), "v": ("pair", values_GMD), "rows": ("row", rows_GT)}
+    of_query = call.block["query"]
     results = call(
         _forward_kernel,
-        seed,
-        {"row": (n,), "query": (q,), "pair": (k, v)},
-        out={"query": (jax.ShapeDtypeStruct(q.shape, v.dtype),), "row": (jax.ShapeDtypeStruct(n.shape, jnp.float32),)},
-        scratch=((1, call.block["query"]), (1, call.block["query"]), (call.width, call.block["query"])),
+        given,
+        out=(("query", values_GMD.dtype), ("row", jnp.float32)),
+        scratch=((1, of_query), (1, of_query), (call.width, of_query)),
     )
-    answers, log_total = map(product, results)
-    return answers[:, : queries.shape[1]], (queries, keys, values, seed, numbers, answers, log_total)
+    answers_GTD, log_total_GT = map(product, results)
+    return answers_GTD, (queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT, answers_GTD, log_total_GT)
 
 
-def _backward(
-    offset: int | None, rate: float, saved: tuple[Array, ...], gradient: Array
-) -> tuple[Array, Array, Array, None, None]:
-    queries, keys, values, seed, numbers, answers, log_total = saved
-    call = _Call(queries, keys, offset, rate)
-    q, g, n = call.padded("query", queries, gradient.astype(queries.dtype), numbers)
-    k, v = call.padded("pair", keys, values)
-    inner = jnp.einsum("ntd,ntd->nt", g, answers, preferred_element_type=jnp.float32)[:, None]
-    given = {"row": (n, log_total, inner), "query": (q, g), "pair": (k, v)}
-    of_query = (jax.ShapeDtypeStruct(q.shape, q.dtype),)
-    of_pair = (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype))
-    query_sum, pair_sum = ((call.block[kind], call.width) for kind in ("query", "pair"))
-    (dq,) = call(_query_kernel, seed, given, out={"query": of_query}, scratch=(query_sum,))
-    dk, dv = call(_pair_kernel, seed, given, out={"pair": of_pair}, scratch=(pair_sum, pair_sum), pairs_outside=True)
-    time, pairs = queries.shape[1], keys.shape[1]
-    return dq[:, :time], dk[:, :pairs], dv[:, :pairs], None, None
+def _backward(rate: float, saved: tuple[Any, ...], gradients_GTD: Array) -> tuple[Array | None, ...]:
+    queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT, answers_GTD, log_total_GT = saved
+    call = _Call(queries_GTD, keys_GMD, reach, rate, seed)
+    gradients_GTD = gradients_GTD.astype(queries_GTD.dtype)
+    inner_GT = jnp.einsum("gtd,gtd->gt", gradients_GTD, answers_GTD, preferred_element_type=jnp.float32)
+    given = {
+        "q": ("query", queries_GTD),
+        "g": ("query", gradients_GTD),
+        "k": ("pair", keys_GMD),
+        "v": ("pair", values_GMD),
+        "rows": ("row", rows_GT),
+        "log_total": ("row", log_total_GT),
+        "inner": ("row", inner_GT),
+    }
+    of_query, of_pair = ((call.block[kind], call.width) for kind in ("query", "pair"))
+    (dq,) = call(_query_kernel, given, out=(("query", queries_GTD.dtype),), scratch=(of_query,))
+    out = (("pair", keys_GMD.dtype), ("pair", values_GMD.dtype))
+    dk, dv = call(_pair_kernel, given, out=out, scratch=(of_pair, of_pair), pairs_outside=True)
+    return dq, dk, dv, None, None, None
 
 
 pallas_retrieval.defvjp(_forward, _backward)
@@ -83,139 +97,188 @@ pallas_retrieval.defvjp(_forward, _backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """Which pairs a query may see, and the share of weights that is dropped. ``pairs``: those that are not padding."""
+    """What a kernel is compiled for.
 
-    offset: int | None
-    rate: float
+    sees_all: whether every query sees all pairs; if not, the scalars ``reach`` of a call are delay and window.
+    pairs: the number of pairs that are no padding. rate: the share of weights that is dropped.
+    """
+
+    sees_all: bool
+    has_documents: bool
     pairs: int
+    rate: float
 
-    def sees(self, query: Array, pair: Array) -> Array:
-        return pair < self.pairs if self.offset is None else pair <= query - self.offset
+    def any_seen(self, refs: Refs, i: Array, j: Array) -> Array:
+        """Whether a query of block i may see a pair of block j, documents aside."""
+        queries, pairs = refs["q"].shape[0], refs["k"].shape[0]
+        if self.sees_all:
+            return j * pairs < self.pairs
+        delay, window = refs["reach"][0], refs["reach"][1]
+        newest_for_last_query = i * queries + queries - 1 - delay
+        oldest_for_first_query = i * queries - delay - window + 1
+        return (j * pairs <= newest_for_last_query) & (j * pairs + pairs - 1 >= oldest_for_first_query)
 
-    def any_seen(self, i: Array, j: Array, q: Any, k: Any) -> Array:
-        """Whether a query of block i may see a pair of block j; q, k: the blocks."""
-        last = i * q.shape[0] + q.shape[0] - 1
-        return self.sees(last, j * k.shape[0])
+    def masks(self, refs: Refs, i: Array, j: Array) -> tuple[Array, Array | None]:
+        """Which pairs (rows) queries (columns) see, and which weights dropout keeps, if it drops any."""
+        shape = refs["k"].shape[0], refs["q"].shape[0]
+        pair = j * shape[0] + lax.broadcasted_iota(jnp.int32, shape, 0)
+        seen = pair < self.pairs
+        if not self.sees_all:
+            query = i * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1)
+            seen &= Reach(refs["reach"][0], refs["reach"][1]).sees(query, pair)
+        if self.has_documents:
+            seen &= refs["pair_documents"][...] == refs["documents"][...]
+        keep = keep_mask(refs["seed"][0], refs["rows"][...], pair, self.rate) if self.rate else None
+        return seen, keep
 
 
 class _Call:
-    """One geometry of blocks for all kernels: "query" (N, T, D), "pair" (N, M, D) and, of queries, "row" (N, 1, T)."""
+    """One geometry of blocks for all kernels.
 
-    def __init__(self, queries: Array, keys: Array, offset: int | None, rate: float):
-        self.count, _, self.width = queries.shape
-        self.rule = _Rule(offset, rate, keys.shape[1])
-        self.size = {kind: -(-a.shape[1] // LANES) * LANES for kind, a in (("query", queries), ("pair", keys))}
-        self.block = {kind: next(b for b in BLOCKS if size % b == 0) for kind, size in self.size.items()}
+    Kinds of arrays: "query" (G, T, D) and "row" (G, T), one number a query; "pair" (G, M, D) and "column" (G, M).
+    """
 
-    def padded(self, kind: str, *arrays: Array) -> list[Array]:
-        """Arrays of queries or pairs in whole blocks, (N, T) as (N, 1, T). The rest does not see what is added."""
-        pads = ((0, self.size[kind] - arrays[0].shape[1]), (0, 0))
-        return [jnp.pad(a, ((0, 0), *pads)) if a.ndim == 3 else jnp.pad(a, ((0, 0), pads[0]))[:, None] for a in arrays]
+    def __init__(self, queries_GTD: Array, keys_GMD: Array, reach: Reach | None, rate: float, seed: Array):
+        self.count, self.time, self.width = queries_GTD.shape
+        self.pairs = keys_GMD.shape[1]
+        sizes = {"query": -(-self.time // LANES) * LANES, "pair": -(-self.pairs // LANES) * LANES}
+        self.size = sizes | {"row": sizes["query"], "column": sizes["pair"]}
+        blocks = {kind: next(block for block in BLOCKS if size % block == 0) for kind, size in sizes.items()}
+        self.block = blocks | {"row": blocks["query"], "column": blocks["pair"]}
+        has_documents = reach is not None and reach.documents_BT is not None
+        self.rule = _Rule(reach is None, has_documents, self.pairs, rate)
+        self.scalars = {"seed": jnp.asarray(seed, jnp.uint32).reshape(1)}
+        self.documents: dict[str, tuple[str, Array]] = {}
+        if reach is not None:
+            window = NO_WINDOW if reach.window is None else reach.window
+            self.scalars["reach"] = jnp.stack([jnp.asarray(reach.delay, jnp.int32), jnp.asarray(window, jnp.int32)])
+            if reach.documents_BT is not None and reach.pair_documents is not None:
+                self.documents = {
+                    "documents": ("row", reach.documents_BT),
+                    "pair_documents": ("column", reach.pair_documents),
+                }
 
     def __call__(
         self,
         kernel: Callable[..., None],
-        seed: Array,
-        arrays: Mapping[str, tuple[Array, ...]],
-        out: Mapping[str, tuple[Any, ...]],
+        given: Mapping[str, tuple[str, Array]],
+        out: tuple[tuple[str, Any], ...],
         scratch: tuple[tuple[int, int], ...],
         pairs_outside: bool = False,
     ) -> list[Array]:
-        """Runs ``kernel`` on blocks: pairs inside queries, or queries inside pairs (``pairs_outside``)."""
+        """Runs ``kernel`` on blocks: pairs inside queries, or queries inside pairs (``pairs_outside``).
+
+        given: name -> (kind, array). out: (kind, type) of each result. Results come without padding.
+        """
         order = ("pair", "query") if pairs_outside else ("query", "pair")
+        arrays = {**given, **self.documents}
+        names = [*self.scalars, *arrays]
 
-        def spec(kind: str) -> pl.BlockSpec:
-            place = 1 + order.index("pair" if kind == "pair" else "query")
-            if kind == "row":
-                return pl.BlockSpec((None, 1, self.block["query"]), lambda *ids: (ids[0], 0, ids[place]))
-            return pl.BlockSpec((None, self.block[kind], self.width), lambda *ids: (ids[0], ids[place], 0))
+        def run(*refs: Any) -> None:
+            inputs, outputs = refs[: len(names)], refs[len(names) : len(names) + len(out)]
+            kernel(self.rule, dict(zip(names, inputs, strict=True)), outputs, refs[len(names) + len(out) :])
 
-        def flat(groups: Mapping[str, tuple[Any, ...]]) -> tuple[list[Any], list[pl.BlockSpec]]:
-            pairs = [(value, spec(kind)) for kind, values in groups.items() for value in values]
-            return [value for value, _ in pairs], [place for _, place in pairs]
-
-        given, in_specs = flat(arrays)
-        shapes, out_specs = flat(out)
-        return pl.pallas_call(
-            functools.partial(kernel, self.rule),
+        results = pl.pallas_call(
+            run,
             grid=(self.count, *(self.size[kind] // self.block[kind] for kind in order)),
-            in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs],
-            out_specs=out_specs,
-            out_shape=shapes,
+            in_specs=[
+                *(pl.BlockSpec(memory_space=pltpu.SMEM) for _ in self.scalars),
+                *(self._spec(kind, order) for kind, _ in arrays.values()),
+            ],
+            out_specs=[self._spec(kind, order) for kind, _ in out],
+            out_shape=[jax.ShapeDtypeStruct(self._shape(kind), dtype) for kind, dtype in out],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        )(jnp.asarray(seed, jnp.uint32).reshape(1), *given)
+        )(*self.scalars.values(), *(self._padded(kind, array) for kind, array in arrays.values()))
+        lengths = {"query": self.time, "pair": self.pairs}
+        return [
+            result[:, 0, : self.time] if kind == "row" else result[:, : lengths[kind]]
+            for result, (kind, _) in zip(results, out, strict=True)
+        ]
+
+    def _shape(self, kind: str) -> tuple[int, ...]:
+        size = self.size[kind]
+        shapes = {"query": (size, self.width), "pair": (size, self.width), "row": (1, size), "column": (size, 1)}
+        return (self.count, *shapes[kind])
+
+    def _padded(self, kind: str, array: Array) -> Array:
+        """The array in whole blocks. No query sees a pair that is added."""
+        padding = (0, self.size[kind] - array.shape[1])
+        return jnp.pad(array, ((0, 0), padding) + ((0, 0),) * (array.ndim - 2)).reshape(self._shape(kind))
+
+    def _spec(self, kind: str, order: tuple[str, str]) -> pl.BlockSpec:
+        axis = 1 + order.index("query" if kind in ("query", "row") else "pair")
+        block = self.block[kind]
+        if kind == "row":
+            return pl.BlockSpec((None, 1, block), lambda *ids: (ids[0], 0, ids[axis]))
+        width = 1 if kind == "column" else self.width
+        return pl.BlockSpec((None, block, width), lambda *ids: (ids[0], ids[axis], 0))
 
 
-def _forward_kernel(
-    rule: _Rule, seed: Any, number: Any, q: Any, k: Any, v: Any, answer: Any, log_total: Any, *sums: Any
-) -> None:
+def _forward_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     i, j = pl.program_id(1), pl.program_id(2)
-    top, total, weighted = sums
+    (answers, log_total), (largest, total, weighted) = out, scratch
 
     @pl.when(j == 0)
     def _() -> None:
-        top[...] = jnp.full_like(top, NEVER)
+        largest[...] = jnp.full_like(largest, UNSEEN)
         total[...] = jnp.zeros_like(total)
         weighted[...] = jnp.zeros_like(weighted)
 
-    @pl.when(rule.any_seen(i, j, q, k))
+    @pl.when(rule.any_seen(refs, i, j))
     def _() -> None:
-        seen, keep = _masks(rule, seed, number, i, j, q, k)
-        scores = jnp.where(seen, _dot(k[...], q[...], (1, 1)), NEVER)
-        largest = jnp.maximum(top[...], jnp.max(scores, axis=0, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - largest), 0.0)
-        share = jnp.exp(top[...] - largest)
-        top[...] = largest
+        seen, keep = rule.masks(refs, i, j)
+        values = refs["v"][...]
+        scores = jnp.where(seen, _dot(refs["k"][...], refs["q"][...], (1, 1)), UNSEEN)
+        largest_now = jnp.maximum(largest[...], jnp.max(scores, axis=0, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(scores - largest_now), 0.0)
+        share = jnp.exp(largest[...] - largest_now)
+        largest[...] = largest_now
         total[...] = share * total[...] + jnp.sum(weights, axis=0, keepdims=True)
-        dropped = _drop(weights, keep, rule.rate).astype(v.dtype)
-        weighted[...] = share * weighted[...] + _dot(v[...], dropped, (0, 0))
+        dropped = drop(weights, keep, rule.rate).astype(values.dtype)
+        weighted[...] = share * weighted[...] + _dot(values, dropped, (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
     def _() -> None:
-        alive = total[...] > 0
-        divisor = jnp.where(alive, total[...], 1.0)
-        answer[...] = (weighted[...] / divisor).T.astype(answer.dtype)
-        # Weights made anew of a query without pairs are 0.
-        log_total[...] = jnp.where(alive, top[...] + jnp.log(divisor), -NEVER)
+        sees_any = total[...] > 0
+        divisor = jnp.where(sees_any, total[...], 1.0)
+        answers[...] = (weighted[...] / divisor).T.astype(answers.dtype)
+        # So that the recomputed weights of a query without pairs are 0.
+        log_total[...] = jnp.where(sees_any, largest[...] + jnp.log(divisor), -UNSEEN)
 
 
-def _query_kernel(
-    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, q: Any, g: Any, k: Any, v: Any,
-    dq: Any, sum_dq: Any,
-) -> None:  # fmt: skip
+def _query_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     i, j = pl.program_id(1), pl.program_id(2)
+    (dq,), (sum_dq,) = out, scratch
 
     @pl.when(j == 0)
     def _() -> None:
         sum_dq[...] = jnp.zeros_like(sum_dq)
 
-    @pl.when(rule.any_seen(i, j, q, k))
+    @pl.when(rule.any_seen(refs, i, j))
     def _() -> None:
-        _, dscores = _weights(rule, seed, number, log_total, inner, i, j, q, g, k, v)
-        sum_dq[...] += _dot(dscores, k[...], (0, 0))
+        _, dscores = _weights(rule, refs, i, j)
+        sum_dq[...] += _dot(dscores, refs["k"][...], (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
     def _() -> None:
         dq[...] = sum_dq[...].astype(dq.dtype)
 
 
-def _pair_kernel(
-    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, q: Any, g: Any, k: Any, v: Any,
-    dk: Any, dv: Any, sum_dk: Any, sum_dv: Any,
-) -> None:  # fmt: skip
+def _pair_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     j, i = pl.program_id(1), pl.program_id(2)
+    (dk, dv), (sum_dk, sum_dv) = out, scratch
 
     @pl.when(i == 0)
     def _() -> None:
         sum_dk[...] = jnp.zeros_like(sum_dk)
         sum_dv[...] = jnp.zeros_like(sum_dv)
 
-    @pl.when(rule.any_seen(i, j, q, k))
+    @pl.when(rule.any_seen(refs, i, j))
     def _() -> None:
-        dropped, dscores = _weights(rule, seed, number, log_total, inner, i, j, q, g, k, v)
-        sum_dk[...] += _dot(dscores, q[...], (1, 0))
-        sum_dv[...] += _dot(dropped, g[...], (1, 0))
+        weights, dscores = _weights(rule, refs, i, j)
+        sum_dk[...] += _dot(dscores, refs["q"][...], (1, 0))
+        sum_dv[...] += _dot(weights, refs["g"][...], (1, 0))
 
     @pl.when(i == pl.num_programs(2) - 1)
     def _() -> None:
@@ -223,28 +286,18 @@ def _pair_kernel(
         dv[...] = sum_dv[...].astype(dv.dtype)
 
 
-def _weights(
-    rule: _Rule, seed: Any, number: Any, log_total: Any, inner: Any, i: Array, j: Array, q: Any, g: Any, k: Any, v: Any
-) -> tuple[Array, Array]:
-    """Weights of a block after dropout, and the gradients of its scores, both in the type of the queries."""
-    seen, keep = _masks(rule, seed, number, i, j, q, k)
-    weights = jnp.where(seen, jnp.exp(_dot(k[...], q[...], (1, 1)) - log_total[...]), 0.0)
-    dweights = _drop(_dot(v[...], g[...], (1, 1)), keep, rule.rate)
-    dscores = weights * (dweights - inner[...])
-    return _drop(weights, keep, rule.rate).astype(q.dtype), dscores.astype(q.dtype)
+def _weights(rule: _Rule, refs: Refs, i: Array, j: Array) -> tuple[Array, Array]:
+    """Weights of a block after dropout, and the gradients of its scores, both in the type of the queries.
 
-
-def _masks(rule: _Rule, seed: Any, number: Any, i: Array, j: Array, q: Any, k: Any) -> tuple[Array, Array | None]:
-    """Which pairs (rows) queries (columns) may see, and which weights are kept, if any are dropped."""
-    shape = k.shape[0], q.shape[0]
-    pair = j * shape[0] + lax.broadcasted_iota(jnp.int32, shape, 0)
-    query = i * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1)
-    keep = keep_mask(seed[0], number[...], pair, rule.rate) if rule.rate else None
-    return rule.sees(query, pair), keep
-
-
-def _drop(weights: Array, keep: Array | None, rate: float) -> Array:
-    return weights if keep is None else jnp.where(keep, weights / (1.0 - rate), 0.0)
+    As `weights.recomputed_weights`, transposed, and for blocks without one pair that is seen.
+    """
+    queries = refs["q"][...]
+    seen, keep = rule.masks(refs, i, j)
+    scores = _dot(refs["k"][...], queries, (1, 1))
+    weights = jnp.where(seen, jnp.exp(scores - refs["log_total"][...]), 0.0)
+    dweights = drop(_dot(refs["v"][...], refs["g"][...], (1, 1)), keep, rule.rate)
+    dscores = weights * (dweights - refs["inner"][...])
+    return drop(weights, keep, rule.rate).astype(queries.dtype), dscores.astype(queries.dtype)
 
 
 def _dot(one: Array, other: Array, axes: tuple[int, int]) -> Array:

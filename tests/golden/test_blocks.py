@@ -1,5 +1,6 @@
 """Single memory blocks against the authors' arrays: outputs, what lies in between, gradients of all arguments."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mosaics_jax.nn.config import MosaicConfig
 from mosaics_jax.nn.contextual import ContextualMemory
-from mosaics_jax.nn.extractors import ValueExtractor
 from mosaics_jax.nn.layers import Projection
 from mosaics_jax.nn.persistent import PersistentMemory
 
@@ -19,11 +20,11 @@ EXACT = 1e-9
 HEADS = 4
 
 
-def block_of(name, dtype):
-    common = {"heads": HEADS, "std": 1.0, "output_std": 1.0, "dtype": jnp.dtype(dtype)}
+def block_of(name, dtype, width):
+    config = MosaicConfig(n_head=HEADS, n_embd=width, pmem_size=40, dtype=dtype)
     if "incontext" in name:
-        return ContextualMemory(log_bound=5.0, **common)
-    return PersistentMemory(slots=40, banks=MANIFEST[name]["pmem_count"], log_bound=10.0, **common)
+        return ContextualMemory(config)
+    return PersistentMemory(dataclasses.replace(config, pmem_count=MANIFEST[name]["pmem_count"]))
 
 
 def ours(arrays, prefix):
@@ -47,18 +48,18 @@ def ours(arrays, prefix):
 
 def run(name, dtype):
     arrays = dict(np.load(HERE / f"{name}.npz"))
-    block = block_of(name, dtype)
+    block = block_of(name, dtype, arrays["x"].shape[-1])
     params = jax.tree.map(lambda a: a.astype(dtype), ours(arrays, "param/"))
 
     def in_between(module, method):
         # What the block hands to W_z, and what the projections of its extractors make of x.
-        return isinstance(module, Projection | ValueExtractor) and method in ("__call__", "value")
+        return (isinstance(module, Projection) and method == "__call__") or method == "value"
 
     @jax.jit
     def forward_and_back(params, x, cotangent):
         def forward(params, x):
             variables = {"params": params}
-            (y, _), captured = block.apply(variables, x, capture_intermediates=in_between, mutable=["intermediates"])
+            y, captured = block.apply(variables, x, capture_intermediates=in_between, mutable=["intermediates"])
             return y, captured["intermediates"]
 
         y, pull, captured = jax.vjp(forward, params, x, has_aux=True)

@@ -1,7 +1,6 @@
 """Language models against the authors' arrays: outputs, losses, gradients of every parameter, ten training steps."""
 
 import functools
-import sys
 
 import flax.linen as nn
 import jax
@@ -10,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-import mosaics_jax.ops.blockwise
 from mosaics_jax.nn import extractors
-from mosaics_jax.ops import LeakyForm, cross_entropy, leaky_average
+from mosaics_jax.ops import LeakyForm, averages, blockwise, cross_entropy, leaky_average
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
 
 EXACT = 1e-9
@@ -91,9 +89,9 @@ SCANNED = ({"scan_layers": True, "remat": "dots"}, LeakyForm.SCAN)
 def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name, form):
     fields, leaky_form = form
     # Blocks and chunks that do not divide the 48 positions: there are several, and the last is padded.
-    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 20)
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.averages"], "CHUNK", 20)
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slots"], "slot_rows", lambda: 60)
+    monkeypatch.setattr(blockwise, "BLOCK", 20)
+    monkeypatch.setattr(averages, "CHUNK", 20)
+    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 60)
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)

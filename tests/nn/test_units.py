@@ -1,17 +1,24 @@
 """Contextual and persistent memory as units: the cases whose answers are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mosaics_jax.nn.config import MosaicConfig
 from mosaics_jax.nn.contextual import ContextualMemory
 from mosaics_jax.nn.memory import last_valid, write_slots
 from mosaics_jax.nn.persistent import PersistentMemory
 from mosaics_jax.ops.kernel_regression import gaussian_regression_naive
 
 HEADS, WIDTH = 2, 6
-COMMON = {"heads": HEADS, "std": 0.5, "output_std": 0.5, "bias": True}
+CONFIG = MosaicConfig(n_head=HEADS, n_embd=WIDTH, pmem_size=5, bias=True)
+
+
+def config(**fields):
+    return dataclasses.replace(CONFIG, **fields)
 
 
 def inputs(time, seed=0):
@@ -24,10 +31,10 @@ def unboxed(module, x):
 
 
 def test_contextual_memory_starts_empty_and_then_knows_one_value():
-    unit = ContextualMemory(log_bound=5.0, **COMMON)
+    unit = ContextualMemory(config())
     params = unboxed(unit, inputs(4))
     params["W_z"]["bias"] = jnp.arange(6.0)
-    y, _ = unit.apply({"params": params}, inputs(4))
+    y = unit.apply({"params": params}, inputs(4))
     np.testing.assert_allclose(y[0, 0], np.arange(6.0))
     # The only pair that position 1 finds is the first: its value is g unit(c w_0 + (1 - c) w_1).
     raw = (inputs(4) @ params["value"]["W_psi"]["kernel"]).reshape(4, HEADS, -1)
@@ -36,14 +43,14 @@ def test_contextual_memory_starts_empty_and_then_knows_one_value():
     value = np.exp(-0.5) * mixed / np.linalg.norm(mixed, axis=-1, keepdims=True)
     expected = value.reshape(-1) @ params["W_z"]["kernel"] + np.arange(6.0)
     np.testing.assert_allclose(y[0, 1], expected, rtol=1e-4)
-    alone, _ = unit.apply({"params": params}, inputs(4)[:, :1])
+    alone = unit.apply({"params": params}, inputs(4)[:, :1])
     np.testing.assert_allclose(alone[0, 0], np.arange(6.0))
 
 
 def test_without_peeking_a_pair_is_of_one_position_and_found_later_still():
-    unit = ContextualMemory(log_bound=5.0, peek=False, **COMMON)
+    unit = ContextualMemory(config(peek=False))
     params = unboxed(unit, inputs(2))
-    y, _ = unit.apply({"params": params}, inputs(2))
+    y = unit.apply({"params": params}, inputs(2))
     np.testing.assert_array_equal(y[0, 0], np.zeros(WIDTH))
     raw = (inputs(2)[0, 0] @ params["value"]["W_psi"]["kernel"]).reshape(HEADS, -1)
     value = np.exp(-0.5) * raw / np.linalg.norm(raw, axis=-1, keepdims=True)
@@ -53,31 +60,29 @@ def test_without_peeking_a_pair_is_of_one_position_and_found_later_still():
 @pytest.mark.parametrize("normalized_keys", [True, False])
 def test_queries_of_their_own_find_earlier_pairs_by_the_gaussian_kernel(normalized_keys):
     """beta = 1/2 over scaled keys: what dot products give for keys of one norm, and the definition for any."""
-    unit = ContextualMemory(log_bound=5.0, asymmetric=True, normalized_keys=normalized_keys, **COMMON)
+    unit = ContextualMemory(config(asymmetric=True, normalized_keys=normalized_keys))
     x = inputs(5)
     params = unboxed(unit, x)
     params["W_z"]["kernel"] = jnp.eye(WIDTH)
     params["query"]["bandwidth"] = jnp.array([0.05, 0.15])
     bound = unit.bind({"params": params})
-    now, ahead, gain = bound.value(x)
-    values = bound.value.value(now + jnp.pad(ahead[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0))), gain)
-    queries, keys, values = (jnp.swapaxes(a, 1, 2) for a in (bound.query(x)[0], bound.key(x)[0], values))
+    queries, keys, values = (jnp.swapaxes(a, 1, 2) for a in (bound.query(x), bound.key(x), bound.value(x)))
     earlier = np.tril(np.ones((5, 5), bool), -1)
     expected = gaussian_regression_naive(queries, keys, values, 0.5, earlier)
-    y, _ = unit.apply({"params": params}, x)
+    y = unit.apply({"params": params}, x)
     np.testing.assert_allclose(y, jnp.swapaxes(expected, 1, 2).reshape(1, 5, WIDTH), rtol=1e-4, atol=1e-5)
 
 
 def test_persistent_memory_of_one_slot_answers_its_value():
-    unit = PersistentMemory(slots=1, banks=2, log_bound=10.0, **COMMON)
+    unit = PersistentMemory(config(pmem_size=1, pmem_count=2))
     params = unboxed(unit, inputs(3))
-    y, _ = unit.apply({"params": params}, inputs(3))
+    y = unit.apply({"params": params}, inputs(3))
     expected = np.exp(-0.5) * np.mean(params["P_v"], axis=(0, 2)).reshape(-1) @ params["W_z"]["kernel"]
     np.testing.assert_allclose(y[0], np.broadcast_to(expected, (3, WIDTH)), rtol=1e-4, atol=1e-6)
 
 
 def test_persistent_memory_has_no_mask_and_queries_with_the_square_of_the_scale():
-    unit = PersistentMemory(slots=5, log_bound=10.0, **COMMON)
+    unit = PersistentMemory(config())
     x = inputs(1)
     params = unboxed(unit, x)
     params["key"]["bandwidth"] = jnp.array([0.05, 0.15])
@@ -86,7 +91,7 @@ def test_persistent_memory_has_no_mask_and_queries_with_the_square_of_the_scale(
     scores = np.einsum("hd,hmd->hm", queries, params["P_k"][0])
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     answers = np.exp(-0.5) * np.einsum("hm,hmd->hd", weights, params["P_v"][0])
-    y, _ = unit.apply({"params": params}, x)
+    y = unit.apply({"params": params}, x)
     np.testing.assert_allclose(y[0, 0], answers.reshape(-1) @ params["W_z"]["kernel"], rtol=1e-4, atol=1e-6)
 
 

@@ -11,9 +11,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-import mosaics_jax.ops.blockwise
 from mosaics_jax.errors import UserError
-from mosaics_jax.ops import RetrievalForm, causal_retrieval, stored_retrieval
+from mosaics_jax.ops import STRICT, Reach, RetrievalForm, blockwise, causal_retrieval, stored_retrieval
 from mosaics_jax.ops import retrieval as retrieval_module
 
 FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
@@ -40,18 +39,18 @@ CAUSAL += [("bfloat16", True, 63), ("bfloat16", True, 130)]
 @pytest.mark.parametrize("dtype, strict, time", CAUSAL)
 def test_causal(assert_same, normal, dtype, strict, time):
     args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
-    forms = [functools.partial(causal_retrieval, strict=strict, form=form) for form in FORMS]
+    forms = [functools.partial(causal_retrieval, reach=Reach(int(strict)), form=form) for form in FORMS]
     assert_same(functools.partial(causal_definition, strict=strict), forms, args, dtype)
 
 
 @pytest.mark.parametrize("cached", [1, 2**19])
 def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same, normal, cached):
-    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
-    monkeypatch.setattr(mosaics_jax.ops.blockwise, "CACHED", cached)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(blockwise, "CACHED", cached)
     args = [normal(2, 63, 3, 4, seed=seed) for seed in range(3)]
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
-    naive, blockwise = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
-    assert_same(naive, [blockwise], args)
+    naive, by_blocks = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [by_blocks], args)
 
 
 @pytest.fixture
@@ -74,14 +73,14 @@ KERNELS = [("float32", True, 1), ("float32", True, 130), ("float32", False, 130)
 def test_kernels(on_tpu, assert_same, normal, form, dtype, strict, time):
     args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
     with on_tpu[form]():
-        kernel = functools.partial(causal_retrieval, strict=strict, form=form)
+        kernel = functools.partial(causal_retrieval, reach=Reach(int(strict)), form=form)
         assert_same(functools.partial(causal_definition, strict=strict), [kernel], args, dtype)
 
 
 @pytest.mark.parametrize("time, strict", [(300, True), (130, False)])
 def test_a_kernel_drops_the_same_weights(on_tpu, assert_same, normal, time, strict):
     args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
-    common = {"strict": strict, "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    common = {"reach": Reach(int(strict)), "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, pallas = (
         functools.partial(causal_retrieval, form=form, **common) for form in (RetrievalForm.NAIVE, RetrievalForm.PALLAS)
     )
@@ -101,9 +100,9 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch, assert_same, normal, s
     monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
     monkeypatch.setattr(retrieval_module, "platform", lambda: "gpu")
     args = [normal(2, 130, 3, 8, seed=seed) for seed in range(3)]
-    form = functools.partial(causal_retrieval, strict=strict, form=RetrievalForm.CUDNN)
+    form = functools.partial(causal_retrieval, reach=Reach(int(strict)), form=RetrievalForm.CUDNN)
     assert_same(functools.partial(causal_definition, strict=strict), [form], args, "bfloat16")
-    with pytest.raises(ValueError, match="takes bfloat16"):
+    with pytest.raises(UserError, match="takes bfloat16"):
         form(*args)
 
 
@@ -121,7 +120,7 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch, assert_same, normal, s
 )
 def test_what_auto_stands_for(monkeypatch, platform, dtype, rate, time, form):
     monkeypatch.setattr(retrieval_module, "platform", lambda: platform)
-    assert retrieval_module.quickest_form(jnp.zeros((1, time, 2, 64), dtype), rate) is form
+    assert retrieval_module.quickest_form(jnp.zeros((1, time, 2, 64), dtype), rate, STRICT) is form
 
 
 @pytest.mark.parametrize("form", [RetrievalForm.SPLASH, RetrievalForm.PALLAS, RetrievalForm.CUDNN])
@@ -171,9 +170,9 @@ def test_large_scores_stay_finite(normal, form):
 @pytest.mark.parametrize("strict", [True, False])
 def test_causal_dropout_is_the_same_in_every_form(assert_same, normal, strict):
     args = [normal(2, 130, 3, 4, seed=seed) for seed in range(3)]
-    common = {"strict": strict, "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
-    naive, blockwise = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
-    assert_same(naive, [blockwise], args)
+    common = {"reach": Reach(int(strict)), "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+    naive, by_blocks = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [by_blocks], args)
 
 
 def test_dropout_drops_its_share_and_rescales_the_rest(normal):
@@ -214,7 +213,7 @@ def test_dropout_without_a_seed_is_refused(normal):
 @pytest.mark.parametrize("time", [1, 3])
 def test_stored(normal, monkeypatch, time, first):
     """Rows at different lengths; what lies in slots that were never written does not matter."""
-    monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
     capacity, length = 11, np.array([0, 2, 8])
     queries, keys, values = normal(3, time, 2, 4), normal(3, 2, capacity, 4, seed=1), normal(3, 2, capacity, 4, seed=2)
     slot, last = np.arange(capacity), length[:, None] + np.arange(time)
@@ -223,7 +222,7 @@ def test_stored(normal, monkeypatch, time, first):
     unwritten = slot > last[:, -1:]
     keys[np.broadcast_to(unwritten[:, None], keys.shape[:3])] = 1e4
     values[np.broadcast_to(unwritten[:, None], values.shape[:3])] = 1e4
-    answers = stored_retrieval(queries, keys, values, length, first)
+    answers = stored_retrieval(queries, keys, values, length, Reach(first), first)
     np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
     if first == 1:
         assert np.all(answers[0, 0] == 0)

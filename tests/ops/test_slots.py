@@ -1,14 +1,13 @@
 """Retrieval from fixed slots: every form against its definition, and dropout."""
 
 import functools
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mosaics_jax.ops import RetrievalForm, slot_retrieval
+from mosaics_jax.ops import RetrievalForm, blockwise, slot_retrieval
 
 FORMS = [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE]
 RATE = 0.3
@@ -17,7 +16,7 @@ RATE = 0.3
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks of queries, of which the last is padded."""
-    monkeypatch.setattr(sys.modules["mosaics_jax.ops.slots"], "slot_rows", lambda: 40)
+    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 40)
 
 
 def slot_definition(queries, keys, values):
@@ -39,8 +38,8 @@ def test_slots(assert_same, normal, dtype, time, banks):
 def test_slot_dropout_is_the_same_in_every_form(assert_same, normal):
     args = (normal(2, 63, 3, 4), normal(2, 3, 7, 4, seed=1), normal(2, 3, 7, 4, seed=2))
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
-    naive, blockwise = (functools.partial(slot_retrieval, form=form, **common) for form in FORMS)
-    assert_same(naive, [blockwise], args)
+    naive, by_blocks = (functools.partial(slot_retrieval, form=form, **common) for form in FORMS)
+    assert_same(naive, [by_blocks], args)
 
 
 @pytest.mark.parametrize("dtype, time, slots", [("float32", 150, 7), ("float32", 63, 300), ("bfloat16", 63, 300)])

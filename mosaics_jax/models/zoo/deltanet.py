@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import EPSILON, Projection, constant, merge_heads, split_heads
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops import unit
 from mosaics_jax.ops.delta_rule import delta_rule
 from mosaics_jax.shapes import Array, Dtype
@@ -37,11 +36,8 @@ class DeltaAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
@@ -52,7 +48,7 @@ class DeltaAttention(nn.Module):
         norm = nn.RMSNorm(EPSILON, scale_init=constant(1.0, "norm"), dtype=self.dtype, name="norm")
         answers = merge_heads(norm(answers))
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class DeltaNet(ZooModel):
@@ -64,6 +60,6 @@ class DeltaNet(ZooModel):
 
     config: DeltaNetConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """The delta rule."""
         return functools.partial(DeltaAttention, heads=self.config.n_head, **self.unit_fields())

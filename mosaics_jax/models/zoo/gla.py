@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import EPSILON, Projection, constant, merge_heads, split_heads
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.linear_recurrence import linear_recurrence
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array, Dtype
@@ -45,11 +44,8 @@ class GatedLinearAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         projected = Projection(3 * width, self.std, name="qkvr", **common)(x_BTC)
@@ -63,7 +59,7 @@ class GatedLinearAttention(nn.Module):
         norm = nn.RMSNorm(EPSILON, scale_init=constant(1.0, "norm"), dtype=self.dtype, name="norm")
         gated_BTC = jax.nn.silu(gates) * merge_heads(norm(answers))
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(gated_BTC)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class GLA(ZooModel):
@@ -71,6 +67,6 @@ class GLA(ZooModel):
 
     config: GLAConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Gated linear attention."""
         return functools.partial(GatedLinearAttention, heads=self.config.n_head, **self.unit_fields())

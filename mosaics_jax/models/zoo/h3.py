@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from mosaics_jax.models.zoo.base import ZooModel
 from mosaics_jax.models.zoo.s4d import DiagonalStateSpace, S4DConfig
 from mosaics_jax.nn.layers import Projection, normal
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.long_convolution import long_convolution
 from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
@@ -57,11 +56,8 @@ class H3Mixer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
@@ -69,7 +65,7 @@ class H3Mixer(nn.Module):
         pairs_BTC = ShiftStateSpace(self.taps, name="shift")(keys) * values
         answers_BTC = queries * DiagonalStateSpace(self.pairs, name="diagonal")(pairs_BTC)
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers_BTC)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class H3(ZooModel):
@@ -81,7 +77,7 @@ class H3(ZooModel):
 
     config: H3Config
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """H3 layers."""
         c = self.config
         return functools.partial(H3Mixer, pairs=c.state_pairs, taps=c.shift_taps, **self.unit_fields())

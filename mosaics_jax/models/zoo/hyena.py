@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant, normal
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.nn.short_convolution import ShortConvolution
 from mosaics_jax.ops.long_convolution import long_convolution
 from mosaics_jax.settings import check_sizes, setting
@@ -93,11 +92,8 @@ class HyenaMixer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         time, width = x_BTC.shape[1:]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
@@ -106,7 +102,7 @@ class HyenaMixer(nn.Module):
         make_filters = ImplicitFilter(self.length, self.hidden, self.waves, self.sine, self.dtype, name="filter")
         answers_BTC = queries * long_convolution(keys * values, make_filters(time, width))
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers_BTC)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class Hyena(ZooModel):
@@ -118,7 +114,7 @@ class Hyena(ZooModel):
 
     config: HyenaConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Hyena operators."""
         c = self.config
         return functools.partial(

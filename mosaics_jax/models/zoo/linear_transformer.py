@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, merge_heads, split_heads
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.linear_recurrence import linear_recurrence
 from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
@@ -43,11 +42,8 @@ class LinearAttention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
@@ -59,7 +55,7 @@ class LinearAttention(nn.Module):
         )
         answers = sums[..., :-1] / (sums[..., -1:] + EPSILON)
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(merge_heads(answers))
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class LinearTransformer(ZooModel):
@@ -67,7 +63,7 @@ class LinearTransformer(ZooModel):
 
     config: LinearTransformerConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Linear attention."""
         return functools.partial(LinearAttention, heads=self.config.n_head, **self.unit_fields())
 

@@ -14,7 +14,6 @@ from jax import lax
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array, Dtype
 
@@ -37,11 +36,8 @@ class LSTMLayer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
         """The whole sequence, from the zero state."""
-        del span
         batch, _, width = x_BTC.shape
         glorot_std = math.sqrt(2 / (width + GATES * width))
         given_BTG = Projection(GATES * width, glorot_std, dtype=self.dtype, name="input")(x_BTC)
@@ -62,7 +58,7 @@ class LSTMLayer(nn.Module):
         given_TBG = jnp.swapaxes(given_BTG.astype(wide) + bias_G.astype(wide), 0, 1)
         _, h_TBC = lax.scan(step, (zero_BC, zero_BC), given_TBG)
         y_BTC = jnp.swapaxes(h_TBC, 0, 1).astype(self.dtype)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class LSTM(ZooModel):
@@ -74,6 +70,6 @@ class LSTM(ZooModel):
 
     config: LSTMConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """One layer of LSTM."""
         return functools.partial(LSTMLayer, dropout=self.config.dropout, dtype=jnp.dtype(self.config.dtype))

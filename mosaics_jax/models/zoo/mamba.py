@@ -13,7 +13,6 @@ import numpy as np
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.nn.short_convolution import ShortConvolution
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.selective_scan import selective_scan
@@ -92,11 +91,8 @@ class MambaMixer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width, dtype = x_BTC.shape[-1], self.dtype
         inner = EXPANSION * width
         both = Projection(2 * inner, torch_std(width), bias=self.bias, dtype=dtype, name="in")(x_BTC)
@@ -107,7 +103,7 @@ class MambaMixer(nn.Module):
         h_BTC = space(jax.nn.silu(h_BTC)) * jax.nn.silu(gate_BTC)
         output_std = torch_std(inner) / math.sqrt(self.depth)
         y_BTC = Projection(width, output_std, ("heads", "embed"), self.bias, dtype, name="out")(h_BTC)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class Mamba(ZooModel):
@@ -120,7 +116,7 @@ class Mamba(ZooModel):
 
     config: MambaConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Selective state spaces between gated projections."""
         c = self.config
         return functools.partial(
@@ -133,7 +129,7 @@ class Mamba(ZooModel):
             dtype=jnp.dtype(c.dtype),
         )
 
-    def feed_forward(self) -> None:
+    def feed_forward(self, layer: int | None) -> None:
         """The mixer is the whole block."""
         return None
 

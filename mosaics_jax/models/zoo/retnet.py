@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.feed_forward import FeedForward
 from mosaics_jax.nn.layers import EPSILON, Projection, merge_heads, split_heads
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.nn.rotary import check_rotary, rotate
 from mosaics_jax.ops.linear_recurrence import linear_recurrence
 from mosaics_jax.shapes import Array, Dtype
@@ -42,11 +41,8 @@ class Retention(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         projected = Projection(6 * width, self.std, name="qkvg", **common)(x_BTC)
@@ -57,7 +53,7 @@ class Retention(nn.Module):
         norm = nn.LayerNorm(EPSILON, use_bias=False, use_scale=False, use_fast_variance=False, dtype=self.dtype)
         gated_BTF = jax.nn.silu(gates) * merge_heads(norm(answers))
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(gated_BTF)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class RetNet(ZooModel):
@@ -65,10 +61,10 @@ class RetNet(ZooModel):
 
     config: RetNetConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Retention."""
         return functools.partial(Retention, heads=self.config.n_head, **self.unit_fields())
 
-    def feed_forward(self) -> Callable[..., nn.Module]:
+    def feed_forward(self, layer: int | None) -> Callable[..., nn.Module]:
         """Half as wide as the transformer's (section 3.1)."""
         return functools.partial(FeedForward, hidden=2 * self.config.n_embd, **self.unit_fields())

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,6 @@ import numpy as np
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.wkv import wkv
 from mosaics_jax.shapes import Array, Dtype
 
@@ -31,20 +30,18 @@ class TimeMix(nn.Module):
     orthogonal matrix.
     """
 
+    layer: int | None
     depth: int
     bias: bool = False
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         x_BTC = x_BTC.astype(self.dtype)
-        height, rest = heights(self.path, self.depth)
+        height, rest = heights(self.layer, self.depth)
         channel_C = np.arange(width)
 
         def mixed(name: str, initial_C: np.ndarray, std: float) -> Array:
@@ -60,7 +57,7 @@ class TimeMix(nn.Module):
         averages_BTC, _ = wkv(keys_BTC, values_BTC, decay_C, self.param("bonus", constant(bonus_C, "heads"), (width,)))
         output = Projection(width, 0.0, ("heads", "embed"), self.bias, self.dtype, name="output")
         y_BTC = output(jax.nn.sigmoid(receptance_BTC) * averages_BTC)
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class ChannelMix(nn.Module):
@@ -70,20 +67,18 @@ class ChannelMix(nn.Module):
     """
 
     hidden: int
+    layer: int | None
     depth: int
     bias: bool = False
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         x_BTC = x_BTC.astype(self.dtype)
-        _, rest = heights(self.path, self.depth)
+        _, rest = heights(self.layer, self.depth)
         initial_mix = constant((np.arange(width) / width) ** rest, "embed")
         key_mix_C = self.param("key_mix", initial_mix, (width,))
         receptance_mix_C = self.param("receptance_mix", initial_mix, (width,))
@@ -94,7 +89,7 @@ class ChannelMix(nn.Module):
         keys_BTF = key(token_shift(x_BTC, key_mix_C))
         gate_BTC = jax.nn.sigmoid(receptance(token_shift(x_BTC, receptance_mix_C)))
         y_BTC = gate_BTC * value(jnp.square(jax.nn.relu(keys_BTF)))
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 def token_shift(x_BTC: Array, mix_C: Array) -> Array:
@@ -103,13 +98,12 @@ def token_shift(x_BTC: Array, mix_C: Array) -> Array:
     return before_BTC + mix_C.astype(x_BTC.dtype) * (x_BTC - before_BTC)
 
 
-def heights(path: Sequence[str], depth: int) -> tuple[float, float]:
-    """l / (L - 1) and 1 - l / L of the block l that holds the module at ``path``: what the paper initialises by.
+def heights(layer: int | None, depth: int) -> tuple[float, float]:
+    """l / (L - 1) and 1 - l / L of block l, which the paper initializes by.
 
-    Linen names the blocks. Scanned blocks are one module and cannot tell their places: all begin as the middle one.
+    Scanned blocks are one module, whose layer is None: all begin as the middle block.
     """
-    names = [name for name in path if name.startswith("blocks_")]
-    block = int(names[0].removeprefix("blocks_")) if names else (depth - 1) / 2
+    block = (depth - 1) / 2 if layer is None else layer
     return block / max(depth - 1, 1), 1 - block / depth
 
 
@@ -121,13 +115,13 @@ class RWKV(ZooModel):
 
     config: RWKVConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """Time mixing."""
-        return functools.partial(TimeMix, **self._fields())
+        return functools.partial(TimeMix, layer, **self._fields())
 
-    def feed_forward(self) -> Callable[..., nn.Module]:
+    def feed_forward(self, layer: int | None) -> Callable[..., nn.Module]:
         """Channel mixing, of hidden width 4 C."""
-        return functools.partial(ChannelMix, hidden=4 * self.config.n_embd, **self._fields())
+        return functools.partial(ChannelMix, 4 * self.config.n_embd, layer, **self._fields())
 
     def _fields(self) -> dict[str, Any]:
         c = self.config

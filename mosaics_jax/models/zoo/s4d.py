@@ -13,7 +13,6 @@ import numpy as np
 
 from mosaics_jax.models.zoo.base import ZooConfig, ZooModel
 from mosaics_jax.nn.layers import Projection, constant, normal
-from mosaics_jax.nn.memory import Span
 from mosaics_jax.ops.state_space import DiagonalSystem, diagonal_state_space
 from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
@@ -75,16 +74,13 @@ class S4DMixer(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x_BTC: Array, state: None = None, span: Span | None = None, train: bool = False
-    ) -> tuple[Array, None]:
-        """The whole sequence: there is no state."""
-        del span
+    def __call__(self, x_BTC: Array, train: bool = False) -> Array:
+        """The whole sequence."""
         width = x_BTC.shape[-1]
         y_BTC = DiagonalStateSpace(self.pairs, name="state_space")(x_BTC.astype(self.dtype))
         output = Projection(2 * width, self.output_std, ("heads", "embed"), self.bias, self.dtype, name="output")
         y_BTC = nn.glu(output(jax.nn.gelu(y_BTC)))
-        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC), state
+        return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class S4D(ZooModel):
@@ -96,7 +92,7 @@ class S4D(ZooModel):
 
     config: S4DConfig
 
-    def mixer(self) -> Callable[..., nn.Module]:
+    def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
         """S4D layers."""
         fields = self.unit_fields()
         del fields["std"]

@@ -1,0 +1,55 @@
+"""Retrieval where a mesh of 8 virtual devices splits time, beside one device: every reach, forward and gradients.
+
+A program of its own, as the number of devices is fixed when JAX starts.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaics_jax.ops import Reach, RetrievalForm, blockwise, causal_retrieval
+from mosaics_jax.training.mesh import make_mesh
+
+BATCH, TIME = 4, 128
+
+
+def main():
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_enable_x64", True)
+    blockwise.BLOCK = 16
+    args = [np.random.default_rng(seed).standard_normal((BATCH, TIME, 2, 4)) for seed in range(3)]
+    of_rows = np.stack([np.zeros(TIME), np.arange(TIME) // 50, np.arange(TIME) // 3, np.arange(TIME)]).astype(np.int32)
+
+    def run(no_window, several, rate, delay, window, of_rows, args):
+        reach = Reach(delay, None if no_window else window, of_rows if several else None)
+        form = functools.partial(
+            causal_retrieval,
+            reach=reach,
+            form=RetrievalForm.BLOCKWISE,
+            dropout_rate=rate,
+            dropout_seed=jnp.uint32(3),
+        )
+        out, pull = jax.vjp(form, *args)
+        return out, *pull(jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+    expected = {}
+    alone = jax.jit(run, static_argnums=(0, 1, 2))
+    combinations = list(itertools.product((0, 1, 5, TIME), (None, 1, 7, TIME), (False, True), (0.0, 0.3)))
+    for delay, window, several, rate in combinations:
+        result = alone(window is None, several, rate, delay, window or 0, of_rows, args)
+        expected[delay, window, several, rate] = jax.device_get(result)
+    for text in ("sequence:8", "data:2,sequence:2,tensor:2"):
+        with jax.set_mesh(make_mesh(text)):
+            split = jax.jit(run, static_argnums=(0, 1, 2))
+            for delay, window, several, rate in combinations:
+                results = split(window is None, several, rate, delay, window or 0, of_rows, args)
+                for ours, theirs in zip(jax.device_get(results), expected[delay, window, several, rate], strict=True):
+                    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
+    print("all equal")
+
+
+if __name__ == "__main__":
+    main()

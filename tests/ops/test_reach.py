@@ -1,0 +1,276 @@
+"""Which pairs a query sees, in every form of retrieval: forward and all gradients against the definition.
+
+All delays, windows and documents at all lengths. The batch has a row for each kind of documents.
+"""
+
+import contextlib
+import functools
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+from mosaics_jax.ops import Reach, RetrievalForm, blockwise, causal_retrieval, stored_retrieval
+from mosaics_jax.ops import retrieval as retrieval_module
+
+TIMES = (1, 2, 63, 128, 193)
+RATE = 0.3
+
+
+def delays(time):
+    return (0, 1, 5, time)
+
+
+def windows(time):
+    return (None, 1, 7, time)
+
+
+def documents(time):
+    """(3, T): one document; several of uneven length; one for each position."""
+    several = np.searchsorted(np.array([1, 2, 9, 40, 41, 130]), np.arange(time), side="right")
+    return np.stack([np.zeros(time), several, np.arange(time)]).astype(np.int32)
+
+
+def definition(queries, keys, values, delay, window, documents_BT):
+    """The sentence of `Reach`, with a mask over all pairs."""
+    time = queries.shape[1]
+    query, pair = np.arange(time)[:, None], np.arange(time)
+    seen = (pair <= query - delay) & (pair > query - delay - window)
+    seen = seen[None] & (documents_BT[:, :, None] == documents_BT[:, None])
+    scores = jnp.where(seen[:, None], jnp.einsum("bthd,bnhd->bhtn", queries, keys), -1e9)
+    weights = jnp.where(seen[:, None], jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
+    total = weights.sum(-1, keepdims=True)
+    return jnp.einsum("bhtn,bnhd->bthd", weights / jnp.where(total > 0, total, 1), values)
+
+
+def with_gradients(function, *args):
+    out, pull = jax.vjp(function, *args)
+    return out, *pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape).astype(out.dtype))
+
+
+@functools.cache
+def expected_of(time):
+    """(delay, window, has documents) -> the answers and all gradients that the definition gives."""
+    args = arrays(time)
+    run = jax.jit(
+        lambda *reach: with_gradients(functools.partial(definition, **dict(zip(NAMES, reach, strict=True))), *args)
+    )
+    results = {}
+    for delay, window in itertools.product(delays(time), windows(time)):
+        wide = time + 1 if window is None else window
+        for several in (False, True):
+            of_rows = documents(time) if several else np.zeros_like(documents(time))
+            results[delay, window, several] = jax.device_get(run(delay, wide, of_rows))
+    return results
+
+
+@functools.cache
+def arrays(time, dtype="float32", width=4):
+    return [jnp.asarray(np.random.default_rng(seed).standard_normal((3, time, 1, width)), dtype) for seed in range(3)]
+
+
+def check(results, time, delay, window, several, rtol=1e-4, atol=2e-5):
+    for ours, theirs in zip(results, expected_of(time)[delay, window, several], strict=True):
+        assert np.all(np.isfinite(ours))
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol, err_msg=f"{delay=} {window=} {several=}")
+
+
+def traced_results(time, form, windows_of=windows):
+    """Results of a form whose delay and window are traced: two compilations serve all."""
+    args = arrays(time)
+
+    def run(several, no_window, delay, window):
+        reach = Reach(delay, None if no_window else window, jnp.asarray(documents(time)) if several else None)
+        return with_gradients(functools.partial(causal_retrieval, reach=reach, form=form), *args)
+
+    run = jax.jit(run, static_argnums=(0, 1))
+    for delay, window, several in itertools.product(delays(time), windows_of(time), (False, True)):
+        yield (delay, window, several), run(several, window is None, delay, 0 if window is None else window)
+
+
+@pytest.fixture
+def on_tpu(monkeypatch):
+    """Kernels for TPU run here, by an interpreter."""
+    monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
+    make = functools.partial(splash.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash, "make_splash_mha_single_device", make)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("form", [RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE])
+def test_traced_delays_and_windows(monkeypatch, time, form):
+    monkeypatch.setattr(blockwise, "BLOCK", 32)
+    for reach, results in traced_results(time, form):
+        check(results, time, *reach)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_that_nobody_sees_are_skipped(monkeypatch, time, several):
+    """Delays and windows that are known when compiling, in blocks of 16, several to a group."""
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    monkeypatch.setattr(blockwise, "GROUPS", 3)
+    args = arrays(time)
+    of_rows = jnp.asarray(documents(time)) if several else None
+
+    @jax.jit
+    def run():
+        return {
+            (delay, str(window)): with_gradients(
+                functools.partial(causal_retrieval, reach=Reach(delay, window, of_rows), form=RetrievalForm.BLOCKWISE),
+                *args,
+            )
+            for delay, window in itertools.product(delays(time), windows(time))
+        }
+
+    results = run()
+    for delay, window in itertools.product(delays(time), windows(time)):
+        check(results[delay, str(window)], time, delay, window, several)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_the_kernel_for_tpu(on_tpu, time):
+    with pltpu.force_tpu_interpret_mode():
+        for reach, results in traced_results(time, RetrievalForm.PALLAS):
+            check(results, time, *reach)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_splash_attention(on_tpu, time):
+    """Splash takes traced delays, and windows that are known when compiling."""
+    args = arrays(time)
+
+    def run(several, window, delay):
+        reach = Reach(delay, window, jnp.asarray(documents(time)) if several else None)
+        return with_gradients(functools.partial(causal_retrieval, reach=reach, form=RetrievalForm.SPLASH), *args)
+
+    run = jax.jit(run, static_argnums=(0, 1))
+    for delay, window, several in itertools.product(delays(time), windows(time), (False, True)):
+        check(run(several, window, delay), time, delay, window, several)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_cudnn(monkeypatch, time):
+    """There is no cuDNN here: XLA's attention takes its place, in all that is given to it."""
+    attend = jax.nn.dot_product_attention
+
+    def without_cudnn(*args, implementation, **kwargs):
+        assert implementation == "cudnn"
+        return attend(*args, implementation="xla", **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
+    monkeypatch.setattr(retrieval_module, "platform", lambda: "gpu")
+    args = arrays(time, "bfloat16", 8)
+    wide = [a.astype(jnp.float32) for a in args]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(window, delay):
+        form = functools.partial(causal_retrieval, reach=Reach(delay, window), form=RetrievalForm.CUDNN)
+        within = time + 1 if window is None else window
+        naive = functools.partial(definition, delay=delay, window=within, documents_BT=np.zeros((3, time)))
+        return with_gradients(form, *args), with_gradients(naive, *wide)
+
+    for delay, window in itertools.product(delays(time), windows(time)):
+        for ours, theirs in zip(*run(window, delay), strict=True):
+            assert np.all(np.isfinite(ours))
+            np.testing.assert_allclose(ours, theirs, rtol=0.1, atol=0.1, err_msg=f"{delay=} {window=}")
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_stored(monkeypatch, time, chunk):
+    """Chunk after chunk from stored pairs: the answers of the whole sequence. The first slot stays empty."""
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    queries, keys, values = arrays(time)
+    padding = ((0, 0), (1, 9), (0, 0), (0, 0))
+    stored = [jnp.swapaxes(jnp.pad(a, padding, constant_values=7.0), 1, 2) for a in (keys, values)]
+    of_slots = jnp.pad(jnp.asarray(documents(time)), ((0, 0), (1, 9)), constant_values=-1)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def answers(several, no_window, delay, window, start, queries, of_queries):
+        window = None if no_window else window
+        reach = Reach(delay, window, of_queries, of_slots) if several else Reach(delay, window)
+        return stored_retrieval(queries, *stored, jnp.full(3, start), reach, first_slot=1)
+
+    starts = sorted({0, time // 2 // chunk * chunk, (time - 1) // chunk * chunk})
+    padded = jnp.pad(queries, ((0, 0), (0, chunk), (0, 0), (0, 0)))
+    of_queries = jnp.pad(jnp.asarray(documents(time)), ((0, 0), (0, chunk)), constant_values=-1)
+    for delay, window, several in itertools.product(delays(time), windows(time), (False, True)):
+        expected = expected_of(time)[delay, window, several][0]
+        for start in starts:
+            part = slice(start, start + chunk)
+            given = (delay, window or 0, start, padded[:, part], of_queries[:, part])
+            result = answers(several, window is None, *given)[:, : time - start]
+            np.testing.assert_allclose(result, expected[:, part], rtol=1e-4, atol=2e-5, err_msg=f"{delay=} {window=}")
+
+
+@pytest.mark.parametrize("form", [RetrievalForm.BLOCKWISE, RetrievalForm.PALLAS])
+def test_dropout_drops_the_same_weights_under_any_reach(monkeypatch, form):
+    monkeypatch.setattr(blockwise, "BLOCK", 16)
+    time = 193
+    args, of_rows = arrays(time), jnp.asarray(documents(time))
+    common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
+
+    def run(form, delay, window):
+        return with_gradients(
+            functools.partial(causal_retrieval, reach=Reach(delay, window, of_rows), form=form, **common), *args
+        )
+
+    naive = jax.jit(functools.partial(run, RetrievalForm.NAIVE))
+    fast = jax.jit(functools.partial(run, form))
+    expected = [naive(delay, window) for delay, window in ((1, 9), (20, 500))]
+    on = contextlib.nullcontext()
+    if form is RetrievalForm.PALLAS:
+        monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
+        on = pltpu.force_tpu_interpret_mode()
+    with on:
+        results = [fast(delay, window) for delay, window in ((1, 9), (20, 500))]
+    for ours, theirs in zip(results, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+def test_one_compilation_serves_all_delays():
+    args = arrays(63)
+    traces = []
+
+    @jax.jit
+    def run(delay):
+        traces.append(delay)
+        return causal_retrieval(*args, Reach(delay), form=RetrievalForm.BLOCKWISE)
+
+    for delay in (1, 2, 30, 64):
+        run(delay)
+    assert len(traces) == 1
+
+
+def test_a_window_bounds_the_size_of_a_block():
+    """No array of a windowed program has as many entries as a block of queries has pairs without the window."""
+    largest = {}
+    for window in (None, 32):
+        arrays = [jax.ShapeDtypeStruct((1, 4096, 1, 16), jnp.float32)] * 3
+        run = jax.jit(functools.partial(causal_retrieval, reach=Reach(1, window), form=RetrievalForm.BLOCKWISE))
+        shapes = re.findall(r"f32\[([\d,]+)\]", run.lower(*arrays).as_text(dialect="hlo"))
+        largest[window] = max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
+    assert largest[None] >= 128 * 2048 and largest[32] == 4096 * 16
+
+
+def test_a_negative_delay_is_refused():
+    with pytest.raises(ValueError, match="delay=-1 must not be negative"):
+        Reach(-1)
+
+
+def test_on_eight_devices():
+    """Time split over devices, in a process of its own."""
+    script = pathlib.Path(__file__).with_name("on_eight_devices.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1] == "all equal"
