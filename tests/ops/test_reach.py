@@ -61,7 +61,9 @@ def expected_of(time):
     """(delay, window, has documents) -> the answers and all gradients that the definition gives."""
     args = arrays(time)
     run = jax.jit(
-        lambda *reach: with_gradients(functools.partial(definition, **dict(zip(NAMES, reach, strict=True))), *args)
+        lambda delay, window, of_rows: with_gradients(
+            functools.partial(definition, delay=delay, window=window, documents_BT=of_rows), *args
+        )
     )
     results = {}
     for delay, window in itertools.product(delays(time), windows(time)):
