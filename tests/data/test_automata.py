@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from mosaics_jax.data.automata import (
-    IGNORED,
     SEPARATOR,
-    TEXT,
     AutomataConfig,
     as_problem,
     canonical,
     draw_automaton,
     draw_problem,
 )
+from mosaics_jax.shapes import IGNORED
 
 CONFIG = AutomataConfig()
+TEXT = ".abcdefghijklmnopqr|"  # the token ids 0 to 19 as characters
 
 
 def random_edges(rng, states, symbols):
