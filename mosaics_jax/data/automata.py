@@ -74,7 +74,7 @@ class Automaton:
         return True
 
     def transitions(self, states: int | None = None) -> np.ndarray:
-        """int8 (states, V): the state that a token leads to, or -1. ``states`` (default: all) may ask for rows of -1."""
+        """int8 (states, V): the state that each token leads to, or -1. Extra ``states`` are rows of -1."""
         table = np.full((states or len(self.edges), VOCAB_SIZE), -1, np.int8)
         for state, edges in enumerate(self.edges):
             for symbol, target in edges:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaics_jax.data.automata import PAD, SEPARATOR, SYMBOLS, VOCAB_SIZE
-from mosaics_jax.data.windows import Batch
+from mosaics_jax.data.batches import Batch
 from mosaics_jax.models import LanguageModel
 from mosaics_jax.shapes import IGNORED, Array, Params
 from mosaics_jax.training.mesh import put_batch

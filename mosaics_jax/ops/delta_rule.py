@@ -138,9 +138,9 @@ def _inverse_forward(lower: Array) -> tuple[Array, Array]:
     return inverse, inverse
 
 
-def _inverse_backward(inverse: Array, gradient: Array) -> tuple[Array]:
+def _inverse_backward(inverse: Array, dinverse: Array) -> tuple[Array]:
     transposed = jnp.swapaxes(inverse, -1, -2)
-    return (jnp.tril(-transposed @ gradient @ transposed, k=-1),)
+    return (jnp.tril(-transposed @ dinverse @ transposed, k=-1),)
 
 
 unit_triangular_inverse.defvjp(_inverse_forward, _inverse_backward)
