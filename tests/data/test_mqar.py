@@ -29,7 +29,7 @@ def test_every_query_has_the_value_of_its_key(config):
         assert (positions >= 2 * pairs).all() and (positions % 2 == 0).all()
         values_of = dict(zip(keys[row].tolist(), values[row].tolist(), strict=True))
         assert len(values_of) == len(set(values_of.values())) == pairs
-        # Each key is asked for once, and its value is the answer.
+        # Each key is a query once, and its value is the target.
         assert {int(inputs[row, position]): int(targets[row, position]) for position in positions} == values_of
 
 

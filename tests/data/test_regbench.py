@@ -255,8 +255,8 @@ def test_evaluation_batches(benchmark):
     for batch in batches:
         mass = batch["distributions"].sum(axis=-1)
         np.testing.assert_allclose(mass, batch["inputs"] != PAD, atol=1e-6)
-        rows, places = np.nonzero(batch["targets"] != IGNORED)
-        assert (batch["distributions"][rows, places, batch["targets"][rows, places]] > 0).all()
+        rows, positions = np.nonzero(batch["targets"] != IGNORED)
+        assert (batch["distributions"][rows, positions, batch["targets"][rows, positions]] > 0).all()
     parts = [list(evaluation_batches(benchmark.test, config, index, 2)) for index in range(2)]
     for left, right, batch in zip(*parts, batches, strict=True):
         for name in batch:

@@ -53,7 +53,7 @@ def test_the_automaton_and_the_uniform_distribution(problems):
 
 
 def test_scores_by_hand():
-    # One problem of three positions and one of padding: state with edges a, b; word end; state with edge c alone.
+    # Three positions and one of padding: a state with edges a and b; the end of a word; a state with edge c only.
     distributions = np.zeros((1, 4, VOCAB_SIZE), np.float32)
     distributions[0, 0, [A, B]] = 0.5
     distributions[0, 1, [A, B]] = 0.5
@@ -101,7 +101,7 @@ def test_ngrams_by_hand():
     np.testing.assert_allclose(ngram(tokens, 3), bigrams)
     # b a | a b a: after (b, a) nothing has come yet within a word, so (a) decides, which b followed.
     np.testing.assert_allclose(ngram([B, A, SEPARATOR, A, B, A], 3)[5], expected({B: 1})[0])
-    # a b c | b b c | a b: (a, b) was followed by c alone, (b) by c twice and b once.
+    # a b c | b b c | a b: (a, b) was followed by c only, (b) by c twice and b once.
     longer = [A, B, C, SEPARATOR, B, B, C, SEPARATOR, A, B]
     np.testing.assert_allclose(ngram(longer, 2)[9], expected({B: 1 / 3, C: 2 / 3})[0])
     np.testing.assert_allclose(ngram(longer, 3)[9], expected({C: 1})[0])

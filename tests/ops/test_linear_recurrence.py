@@ -1,4 +1,4 @@
-"""The chunked recurrence against the one position by position: answers, state and gradients; pieces and the whole."""
+"""The recurrence against its naive form: answers, state and gradients; pieces of a sequence against the whole."""
 
 import jax
 import jax.numpy as jnp

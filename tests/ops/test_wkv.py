@@ -54,7 +54,7 @@ def test_by_hand():
 
 
 def test_large_keys_are_exact(x64):
-    """In float32, whose exp overflows at 89: what float64 gives, to the spacing of numbers near the keys."""
+    """In float32, whose exp overflows at 89, equal to float64 up to the spacing of floats near the keys."""
     inputs = arrays(63, np.float32, offset=200.0)
     narrow = with_gradients(wkv, inputs)
     exact = with_gradients(wkv_naive, [jax.tree.map(lambda a: a.astype(jnp.float64), a) for a in inputs])
