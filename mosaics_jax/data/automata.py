@@ -1,10 +1,11 @@
-"""Random probabilistic automata and the problems made of their words (RegBench: v1 section 6.3, arXiv 2401.12973).
+"""Random probabilistic automata and problems made of their words (RegBench: v1 section 6.3, arXiv 2401.12973).
 
-An automaton starts in state 0, accepts in all states, and goes on by one of the state's 1 to 3 edges, equally likely.
-A problem is a row of words of one automaton with separators between them; what follows must be learned in context.
+An automaton starts in state 0 and accepts in every state. A state has 1 to 3 edges, which are equally likely. A problem
+is a sequence of words of one automaton with separators between them; a model must learn the automaton in context.
 
-Automaton and problem number i of a seed are made of the bits of Philox under the key (seed, i): they depend on nothing
-else, so that they can be made in any order and by any process.
+Automaton i and problem i of a seed depend on the seed and i only, so that any process can make them in any order.
+
+Token ids: 0 is padding, 1 to 18 are the symbols a to r, and 19 is the separator.
 """
 
 import collections
@@ -13,22 +14,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mosaics_jax.data.random_bits import AUTOMATON_STREAM, PROBLEM_STREAM, RandomChoices
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import IGNORED
 
-TEXT = ".abcdefghijklmnopqr|"  # the vocabulary: a token's id is its place
 PAD, SEPARATOR, VOCAB_SIZE = 0, 19, 20
-SYMBOLS = 18  # a..r, the ids 1 to 18
+SYMBOLS = 18
 
-# What random bits are for. Different uses of one key never share bits.
-AUTOMATON_BITS, PROBLEM_BITS, ORDER_BITS = range(3)
-
-Edges = tuple[tuple[tuple[int, int], ...], ...]  # for each state, its (symbol, target), sorted
+Edges = tuple[tuple[tuple[int, int], ...], ...]  # for each state, its sorted pairs (symbol, target state)
 
 
 @dataclasses.dataclass(frozen=True)
 class AutomataConfig:
-    """Which automata are drawn, before they are minimised, and how long their problems are. Ranges are inclusive."""
+    """The automata that are drawn, before minimisation, and the length of their problems. Ranges are inclusive."""
 
     min_states: int = setting(4, "least states of an automaton, before minimisation")
     max_states: int = setting(12, "most states of an automaton, before minimisation")
@@ -50,23 +48,23 @@ class AutomataConfig:
             raise ValueError("max_edges and max_word_length must be at least 1")
         if self.max_edges >= self.min_states or self.max_edges > self.min_symbols:
             raise ValueError(
-                f"max_edges={self.max_edges} needs as many symbols and as many other states to go to: "
+                f"max_edges={self.max_edges} needs as many symbols and as many other states as targets: "
                 f"min_symbols={self.min_symbols} must not be below it, min_states={self.min_states} must be above it"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Automaton:
-    """A minimal automaton in canonical form: two of them are equal exactly if they accept the same words.
+    """A minimal automaton in canonical form: two automata are equal exactly if they accept the same words.
 
-    States are numbered as a breadth-first search from the start finds them, by edges in the order of their symbols.
-    Make one with ``canonical`` or ``draw_automaton``.
+    States are numbered in the order of a breadth-first search from the start that follows edges in the order of their
+    symbols. Made by `canonical` and `draw_automaton`.
     """
 
     edges: Edges
 
     def accepts(self, word: Sequence[int]) -> bool:
-        """Whether all symbols of ``word`` (ids 1 to 18) can be read, one after the other, from the start."""
+        """Whether the symbols of ``word`` (ids 1 to 18) can be read one after the other from the start."""
         state = 0
         for symbol in word:
             targets = dict(self.edges[state])
@@ -76,7 +74,7 @@ class Automaton:
         return True
 
     def transitions(self, states: int | None = None) -> np.ndarray:
-        """int8 (``states`` or as many as there are, V): the state that a token leads to, -1 where there is no edge."""
+        """int8 (states, V): the state that each token leads to, or -1. Extra ``states`` are rows of -1."""
         table = np.full((states or len(self.edges), VOCAB_SIZE), -1, np.int8)
         for state, edges in enumerate(self.edges):
             for symbol, target in edges:
@@ -85,11 +83,12 @@ class Automaton:
 
 
 def canonical(edges: Sequence[dict[int, int]]) -> Automaton:
-    """The minimal automaton of the same language as ``edges``: for each state, targets by symbol; state 0 is the start.
+    """The minimal automaton that accepts the same words as the automaton with ``edges``.
 
-    Every state needs an edge: then none is dead, and all that minimisation has to tell apart are the missing edges.
+    ``edges`` maps symbols to targets for each state; state 0 is the start. Every state needs an edge. All states then
+    accept, and two states differ only in the words that cannot be read from them.
     """
-    # Moore's refinement: states stay together while their edges read the same symbols into states that are together.
+    # Moore's refinement: states stay in one group while their edges read the same symbols into the same groups.
     group = [0] * len(edges)
     groups = 0
     while True:
@@ -99,51 +98,51 @@ def canonical(edges: Sequence[dict[int, int]]) -> Automaton:
         if len(numbers) == groups:
             break
         groups = len(numbers)
-    # What the search does not find is unreachable, and dropped. A group is known by any of its states.
-    number = {group[0]: 0}
+    # The search visits one state of each group; groups that it does not reach are dropped.
+    number_of_group = {group[0]: 0}
     queue = collections.deque([0])
-    found = []
+    minimal = []
     while queue:
         out = []
         for symbol, target in sorted(edges[queue.popleft()].items()):
-            if group[target] not in number:
-                number[group[target]] = len(number)
+            if group[target] not in number_of_group:
+                number_of_group[group[target]] = len(number_of_group)
                 queue.append(target)
-            out.append((symbol, number[group[target]]))
-        found.append(tuple(out))
-    return Automaton(tuple(found))
+            out.append((symbol, number_of_group[group[target]]))
+        minimal.append(tuple(out))
+    return Automaton(tuple(minimal))
 
 
 def draw_automaton(config: AutomataConfig, seed: int, index: int) -> Automaton:
     """Automaton number ``index`` of ``seed``, minimised.
 
-    Before that: n states, m symbols, and 1 to max_edges edges a state, with different symbols and different targets and
-    none to itself; all uniform.
+    Before minimisation, the number of states, the alphabet, and the 1 to max_edges edges of each state are uniform. The
+    edges of a state have different symbols and different targets, and none leads to the state itself.
     """
-    dice = _Dice(seed, index, AUTOMATON_BITS, 2 + SYMBOLS + config.max_states * (1 + 2 * config.max_edges))
-    states = dice.between(config.min_states, config.max_states)
-    alphabet = dice.sample(range(1, SYMBOLS + 1), dice.between(config.min_symbols, config.max_symbols))
+    choices = RandomChoices(seed, index, AUTOMATON_STREAM)
+    states = choices.between(config.min_states, config.max_states)
+    alphabet = choices.sample(range(1, SYMBOLS + 1), choices.between(config.min_symbols, config.max_symbols))
     edges = []
     for state in range(states):
-        count = dice.between(1, config.max_edges)
+        count = choices.between(1, config.max_edges)
         others = [target for target in range(states) if target != state]
-        edges.append(dict(zip(dice.sample(alphabet, count), dice.sample(others, count), strict=True)))
+        edges.append(dict(zip(choices.sample(alphabet, count), choices.sample(others, count), strict=True)))
     return canonical(edges)
 
 
 def draw_problem(automaton: Automaton, config: AutomataConfig, seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Problem number ``index`` of ``seed``, from ``automaton``: its tokens and states, uint8 (T,) each.
+    """Problem number ``index`` of ``seed`` from ``automaton``: tokens and states, uint8 (T,) each.
 
-    The state at a position is the automaton's after the token there; a separator leads to the start. No separator ends
-    the problem.
+    The state at a position is that of the automaton after the token there; a separator leads to the start. The problem
+    does not end with a separator.
     """
-    dice = _Dice(seed, index, PROBLEM_BITS, 1 + config.max_words * (1 + config.max_word_length))
+    choices = RandomChoices(seed, index, PROBLEM_STREAM)
     tokens, states = [], []
-    for _ in range(dice.between(config.min_words, config.max_words)):
+    for _ in range(choices.between(config.min_words, config.max_words)):
         state = 0
-        for _ in range(dice.between(1, config.max_word_length)):
+        for _ in range(choices.between(1, config.max_word_length)):
             out = automaton.edges[state]
-            symbol, state = out[dice.below(len(out))]
+            symbol, state = out[choices.below(len(out))]
             tokens.append(symbol)
             states.append(state)
         tokens.append(SEPARATOR)
@@ -153,19 +152,19 @@ def draw_problem(automaton: Automaton, config: AutomataConfig, seed: int, index:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A problem as a model sees it and as it is scored.
+    """One problem: the inputs and targets of a model, and the true distributions for scores.
 
-    At position t the model has read ``inputs`` 0 to t, and is asked for the token at t + 1.
+    At position t the model has read inputs 0 to t and predicts the token at t + 1.
 
-    inputs         int32 (T,), all tokens of the problem but the last
-    targets        int32 (T,), all tokens but the first; IGNORED where that is a separator, for nothing foretells it
-    distributions  float32 (T, V), the automaton's next symbol: uniform over the edges of the state at t
+    inputs         int32 (T,): all tokens of the problem but the last
+    targets        int32 (T,): all tokens but the first; IGNORED instead of separators, which cannot be predicted
+    distributions  float32 (T, V): the automaton's next symbol, uniform over the edges of the state at t
 
-    Scores, as the authors' code counts them. Accuracy: over the positions with a target, word starts included (at a
-    separator the next symbol starts from state 0) and the problem's very first symbol not, for nothing precedes it; the
-    greatest of all V outputs is right if its probability is above 0. Total variation distance: half the sum over all V
-    of absolute differences, over all T positions. There the ends of words count too, with the distribution of a word
-    that goes on; a model that foretells separators there is at a distance.
+    The scores are those of the authors' code. Accuracy is taken over the positions that have a target: the first symbol
+    of a word counts (at a separator, the next symbol starts from state 0), the first symbol of the problem does not.
+    The largest of all V outputs is correct if the true probability of its token is above 0. The total variation
+    distance, half the sum over V of absolute differences, is taken over all T positions. The ends of words count there
+    as if the word continued, so that a model that predicts separators has a distance at these positions.
     """
 
     inputs: np.ndarray
@@ -174,37 +173,11 @@ class Problem:
 
 
 def as_problem(tokens: np.ndarray, states: np.ndarray, transitions: np.ndarray) -> Problem:
-    """Tokens and states (T + 1,) as ``draw_problem`` gives them, transitions (S, V) of the automaton, to a Problem."""
-    following = tokens[1:].astype(np.int32)
+    """The Problem of tokens and states (T + 1,) from `draw_problem`, and transitions (states, V) of the automaton."""
+    next_tokens = tokens[1:].astype(np.int32)
     allowed = transitions[states[:-1]] >= 0
     return Problem(
         inputs=tokens[:-1].astype(np.int32),
-        targets=np.where(following == SEPARATOR, IGNORED, following).astype(np.int32),
+        targets=np.where(next_tokens == SEPARATOR, IGNORED, next_tokens).astype(np.int32),
         distributions=(allowed / allowed.sum(axis=-1, keepdims=True)).astype(np.float32),
     )
-
-
-def random_bits(seed: int, index: int, use: int, count: int) -> np.ndarray:
-    """uint64 (count,), the same on every machine: raw bits of Philox, not what numpy's distributions make of them."""
-    return np.random.Philox(counter=[0, 0, 0, use], key=np.array([seed % 2**64, index], np.uint64)).random_raw(count)
-
-
-class _Dice:
-    """Uniform choices from one run of random bits. The bias of a remainder is below 2**-58."""
-
-    def __init__(self, seed: int, index: int, use: int, rolls: int):
-        self._bits = iter(random_bits(seed, index, use, rolls).tolist())
-
-    def below(self, count: int) -> int:
-        return next(self._bits) % count
-
-    def between(self, low: int, high: int) -> int:
-        return low + self.below(high - low + 1)
-
-    def sample(self, items: Sequence[int], count: int) -> list[int]:
-        """``count`` different ones of ``items``, in random order: the first steps of a Fisher-Yates shuffle."""
-        pool = list(items)
-        for place in range(count):
-            other = place + self.below(len(pool) - place)
-            pool[place], pool[other] = pool[other], pool[place]
-        return pool[:count]

@@ -1,11 +1,19 @@
-"""From file names to what a language model is trained on: token files for training and evaluation, and a tokenizer."""
+"""Opens the text that a language model is trained on: token files for training and evaluation, and a tokenizer."""
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mosaics_jax.data.stories import write_corpus
-from mosaics_jax.data.token_files import TokenFile, cached_sentencepiece, cached_tokens, is_token_directory
+from mosaics_jax.data.token_files import (
+    TextFile,
+    TokenFile,
+    cached_sentencepiece,
+    cached_tokens,
+    describe_files,
+    is_token_directory,
+)
 from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mosaics_jax.errors import UserError
 from mosaics_jax.settings import setting
@@ -13,12 +21,12 @@ from mosaics_jax.settings import setting
 BUILT_IN = "built-in generated stories"
 BUILT_IN_TRAIN, BUILT_IN_EVAL = (1, 12_000), (2, 600)  # seed and number of stories
 DEFAULT_VOCAB_SIZE = 4096
-VOCAB_MULTIPLE = 64  # a tokenizer's vocabulary is padded to it, for the sake of the hardware (v1: 50257 to 50304)
+VOCAB_MULTIPLE = 64  # the embedding has a multiple of this many rows, which hardware is faster at (v1: 50257 to 50304)
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Which text, and how it is cut into tokens."""
+    """The text, and how it is split into tokens."""
 
     train_files: str = setting(
         "",
@@ -37,7 +45,7 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """An opened corpus. ``vocab_size`` is the model's V, at least the tokenizer's."""
+    """An opened corpus. ``vocab_size`` is the V of the model, at least that of the tokenizer."""
 
     name: str
     train: TokenFile
@@ -47,41 +55,46 @@ class Corpus:
 
 
 def open_corpus(config: CorpusConfig, cache_dir: str | Path) -> Corpus:
-    """Opens prepared tokens, or tokenizes raw text, which is done once and kept under ``cache_dir``.
+    """Opens prepared tokens, or tokenizes raw text once and caches the tokens under ``cache_dir``.
 
-    Raises UserError on text that is missing or bad, tokens of another tokenizer, or a V below the tokenizer's.
+    Raises UserError on missing or malformed text, tokens of another tokenizer, or a V below that of the tokenizer.
     """
     train, evaluation = _split(config.train_files), _split(config.eval_files)
     if bool(train) != bool(evaluation):
         raise UserError("--train_files and --eval_files go together: give both, or neither for the built-in stories")
     name = ",".join(train) if train else BUILT_IN
     if not train:
-        train, evaluation = ([_built_in(Path(cache_dir), *which)] for which in (BUILT_IN_TRAIN, BUILT_IN_EVAL))
-    prepared = len(train) == 1 and is_token_directory(train[0])
-    if prepared:
+        train, evaluation = ([_built_in(Path(cache_dir), *split)] for split in (BUILT_IN_TRAIN, BUILT_IN_EVAL))
+    if _are_tokens(train):
         train_tokens = TokenFile.open(train[0])
         tokenizer = train_tokens.tokenizer()
+    elif config.tokenizer == "sentencepiece":
+        files = describe_files(train)  # hashed once, for the names of both caches
+        tokenizer = cached_sentencepiece(files, config.vocab_size or DEFAULT_VOCAB_SIZE, cache_dir)
+        train_tokens = _cached_tokens(files, tokenizer, cache_dir)
     else:
-        if config.tokenizer == "sentencepiece":
-            tokenizer = cached_sentencepiece(train, config.vocab_size or DEFAULT_VOCAB_SIZE, cache_dir)
-        else:
-            tokenizer = load_tokenizer(config.tokenizer)
-        train_tokens = _tokens(train, tokenizer, cache_dir)
+        tokenizer = load_tokenizer(config.tokenizer)
+        train_tokens = _cached_tokens(describe_files(train), tokenizer, cache_dir)
+    if _are_tokens(evaluation):
+        evaluation_tokens = TokenFile.open(evaluation[0])
+        evaluation_tokens.check_tokenizer(tokenizer)
+    else:
+        evaluation_tokens = _cached_tokens(describe_files(evaluation), tokenizer, cache_dir)
     vocab_size = config.vocab_size or -(-tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if vocab_size < tokenizer.vocab_size:
         raise UserError(f"vocab_size={vocab_size} is below the tokenizer's {tokenizer.vocab_size} ids; leave it at 0")
-    return Corpus(name, train_tokens, _tokens(evaluation, tokenizer, cache_dir), tokenizer, vocab_size)
+    return Corpus(name, train_tokens, evaluation_tokens, tokenizer, vocab_size)
 
 
 def _split(files: str) -> list[str]:
     return [name.strip() for name in files.split(",") if name.strip()]
 
 
-def _tokens(files: list[str], tokenizer: Tokenizer, cache_dir: str | Path) -> TokenFile:
-    if len(files) == 1 and is_token_directory(files[0]):
-        tokens = TokenFile.open(files[0])
-        tokens.check_tokenizer(tokenizer)
-        return tokens
+def _are_tokens(paths: list[str]) -> bool:
+    return len(paths) == 1 and is_token_directory(paths[0])
+
+
+def _cached_tokens(files: Sequence[TextFile], tokenizer: Tokenizer, cache_dir: str | Path) -> TokenFile:
     return cached_tokens(files, tokenizer, cache_dir, workers=os.cpu_count() or 1)
 
 

@@ -1,12 +1,10 @@
-"""Reads documents from text files: published story files, plain text, JSON lines, plain or compressed.
+"""Reads documents from text files of three formats, which the extension and the first line determine.
 
-Three formats, told apart by extension and first line:
+* BabiStories: one JSON string per line. The first line that is not blank is a JSON string.
+* ``.jsonl``: one JSON object per line with the document under ``text``.
+* Any other file: UTF-8 text with ``<|endoftext|>`` between documents, the format in which TinyStories is published.
 
-* BabiStories: one JSON string a line; the first line that is not blank is a JSON string.
-* ``.jsonl``: one JSON object a line with the document under ``text``.
-* anything else: plain UTF-8 text with ``<|endoftext|>`` between documents, as TinyStories is published.
-
-Each may be under ``.gz`` or ``.xz``.
+Files may be compressed as ``.gz`` or ``.xz``.
 """
 
 import contextlib
@@ -27,36 +25,39 @@ END_OF_TEXT = "<|endoftext|>"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".xz": lzma.open}
 PROSE_HINT = f"plain text that begins with a quotation mark needs a line {END_OF_TEXT} before it"
-OnRead = Callable[[int], object]  # is told the number of bytes that were just read from disk
+OnRead = Callable[[int], object]  # called with the number of bytes of each read from disk
 
 
 def matched_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files that paths and globs (``**`` included) name, sorted, each once. UserError if one of them names none."""
-    found: set[str] = set()
+    """The files that paths and globs (``**`` included) match: sorted, without duplicates.
+
+    Raises UserError if a path or glob matches no file.
+    """
+    files: set[str] = set()
     for path in map(str, paths):
         if Path(path).is_dir():
             raise UserError(f"{path} is a directory: name the files in it, for example '{path.rstrip('/')}/*.txt'")
         if Path(path).is_file():
-            found.add(path)
+            files.add(path)
         elif glob.has_magic(path):
             matches = [match for match in glob.glob(path, recursive=True) if Path(match).is_file()]
             if not matches:
                 raise UserError(f"no file matches {path!r}: check the pattern")
-            found.update(matches)
+            files.update(matches)
         else:
             raise UserError(f"{path}: no such file")
-    if not found:
+    if not files:
         raise UserError("no text files were named")
-    return sorted(found)
+    return sorted(files)
 
 
 def read_documents(paths: Sequence[str | Path], on_read: OnRead = lambda count: None) -> Iterator[str]:
-    """Yields the documents of all files that ``paths`` match, in sorted order of the files; blank ones are left out.
+    """Yields the documents of all files that ``paths`` match, in sorted order of the files, without blank documents.
 
-    JSON documents come out exactly as written. In plain text, blank space around a document is dropped, a byte order
-    mark too, and CRLF becomes a newline. Streams: memory holds one document and one line at a time.
-    ``on_read`` is told how many bytes of the files are behind, as they lie on disk.
-    Raises UserError naming file and line: missing, empty, binary, truncated or malformed input.
+    JSON documents are yielded exactly as written. In plain text, white space around a document and a byte order mark
+    are removed, and CRLF becomes a newline. The files are streamed: memory holds one document and one line at a time.
+    ``on_read`` is called with the number of bytes of each read from disk, compressed or not.
+    Raises UserError, with file and line, if input is missing, empty, binary, truncated or malformed.
     """
     for path in matched_files(paths):
         empty = True
@@ -70,15 +71,15 @@ def read_documents(paths: Sequence[str | Path], on_read: OnRead = lambda count: 
 
 def _read_file(path: str, on_read: OnRead) -> Iterator[str]:
     lines = _lines(path, on_read)
-    head: list[tuple[int, str]] = []
+    leading: list[tuple[int, str]] = []  # blank lines and the first line that is not blank
     for number, line in lines:
-        head.append((number, line))
+        leading.append((number, line))
         if not line.isspace():
             break
     else:
         return
-    numbered = itertools.chain(head, lines)
-    number, first = head[-1]
+    numbered = itertools.chain(leading, lines)
+    number, first = leading[-1]
     is_jsonl = _without_compression(path).suffix == ".jsonl"
     if is_jsonl or (first.lstrip().startswith('"') and _is_json_string(path, number, first)):
         yield from (_json_document(path, number, line) for number, line in numbered if not line.isspace())
@@ -87,7 +88,7 @@ def _read_file(path: str, on_read: OnRead) -> Iterator[str]:
 
 
 def _is_json_string(path: str, number: int, line: str) -> bool:
-    """Whether a line that begins with a quote is a JSON string; prose (``"Hello," said Tom.``) goes on after it."""
+    """Whether a line that begins with a quote is one JSON string; in prose (``"Hello," said Tom.``) text follows it."""
     try:
         _, end = json.JSONDecoder(strict=False).raw_decode(line.strip())
     except ValueError as error:
@@ -117,8 +118,8 @@ def _json_document(path: str, number: int, line: str) -> str:
 def _split_text(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
     parts: list[str] = []
     for _, line in lines:
-        *ended, rest = line.split(END_OF_TEXT)
-        for part in ended:
+        *complete, rest = line.split(END_OF_TEXT)
+        for part in complete:
             parts.append(part)
             yield "".join(parts).strip()
             parts = []
@@ -127,7 +128,7 @@ def _split_text(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 
 def _lines(path: str, on_read: OnRead) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a file, decoded; every way in which reading can fail becomes a UserError."""
+    """Numbered and decoded lines of a file. Every failure of reading becomes a UserError."""
     number = 0
     try:
         with _open(path, on_read) as stream:
@@ -156,12 +157,12 @@ def _open(path: str, on_read: OnRead) -> Iterator[IO[bytes]]:
         if opener is None:
             yield raw
         else:
-            with opener(raw) as stream:  # closing it leaves the file below it open
+            with opener(raw) as stream:  # closing the stream does not close ``raw``
                 yield stream
 
 
 class _CountedFile(io.FileIO):
-    """A file that tells how many bytes each read took from disk, compressed or not."""
+    """A file that reports the number of bytes of each read, before decompression."""
 
     def __init__(self, path: str, on_read: OnRead):
         super().__init__(path, "rb")

@@ -1,7 +1,7 @@
-"""The signal of three moons (v1 section 4, appendix A): points that circle at different periods, seen over time.
+"""The signal of three moons (v1 section 4, appendix A): moons that circle with different periods, observed over time.
 
-A point is one complex number e^{i (2 pi t / p + 0.3)} a moon, stored as (sin, cos): C = 2 moons channels. All training
-signals are windows of a few trajectories, one for each set of periods.
+A point of the signal holds one complex number e^{i (2 pi t / p + 0.3)} per moon of period p, stored as (sin, cos), so
+that C = 2 moons. All training signals are windows of a few trajectories, one trajectory per set of periods.
 """
 
 import dataclasses
@@ -12,22 +12,23 @@ from fractions import Fraction
 import grain
 import numpy as np
 
-from mosaics_jax.errors import UserError
+from mosaics_jax.data.batches import batch_dataset, process_rows
+from mosaics_jax.data.random_bits import random_bits
 from mosaics_jax.settings import check_choices, setting
 
 Periods = tuple[Fraction, ...]
-CHOICES = tuple(Fraction(n, 2) for n in range(1, 8))  # the periods that sets are drawn from: 0.5, 1, ... 3.5
-# The published run sorted the triples by their total period, with ties that no rule decides; these are those it used.
+CHOICES = tuple(Fraction(n, 2) for n in range(1, 8))  # the periods that default sets consist of: 0.5, 1, ... 3.5
+# The triples that the published run used. It sorted triples by total period, and no rule decides the order of ties.
 TRIPLES = "0.5,1,2 0.5,1,1.5 0.5,1,3 0.5,1.5,3 1,1.5,3 0.5,1,2.5 1,1.5,2 0.5,1.5,2"
 HELD_OUT = "1,2,3"
-LINE = 10_000  # points of a trajectory
-TOTALS = 3  # longest total periods in a window
-PHASE = 0.3  # of every moon at time 0, in radians
+TRAJECTORY_POINTS = 10_000
+TOTAL_PERIODS = 3  # that a window spans, of the signal with the longest total period
+PHASE = 0.3  # phase of every moon at time 0, in radians
 
 
 @dataclasses.dataclass(frozen=True)
 class MoonsConfig:
-    """Which signals, and how they are cut."""
+    """Which signals are used, and the windows taken from them."""
 
     moons: int = setting(3, "moons of the signal")
     train_periods: str = setting(
@@ -48,8 +49,10 @@ class MoonsConfig:
             )
         if self.context_length < 2 or self.batch_size < 1:
             raise ValueError("context_length must be at least 2 and batch_size at least 1")
-        if self.context_length >= LINE:
-            raise ValueError(f"context_length={self.context_length} is longer than the signal, {LINE} points")
+        if self.context_length >= TRAJECTORY_POINTS:
+            raise ValueError(
+                f"context_length={self.context_length} is longer than the signal, {TRAJECTORY_POINTS} points"
+            )
         for periods in (*self.train, self.held_out):
             if len(periods) != self.moons:
                 raise ValueError(f"periods {show(periods)} are {len(periods)}, but moons={self.moons}")
@@ -66,13 +69,13 @@ class MoonsConfig:
 
     @property
     def points_per_unit(self) -> float:
-        """Points in a unit of time: a window is TOTALS times the longest total period of any set."""
+        """Points per unit of time: a window spans TOTAL_PERIODS times the longest total period of all sets."""
         longest = max(total_period(periods) for periods in (*self.train, self.held_out))
-        return float(self.context_length / (TOTALS * longest))
+        return float(self.context_length / (TOTAL_PERIODS * longest))
 
 
 def parse(text: str) -> Periods:
-    """``0.5,1,2`` to periods. Raises ValueError unless they are positive and different."""
+    """Reads periods from text such as ``0.5,1,2``. Raises ValueError unless they are positive and different."""
     try:
         periods = tuple(Fraction(part.strip()) for part in text.split(","))
     except (ValueError, ZeroDivisionError):
@@ -85,18 +88,22 @@ def parse(text: str) -> Periods:
 
 
 def show(periods: Periods) -> str:
+    """The text that `parse` reads."""
     return ",".join(f"{float(period):g}" for period in periods)
 
 
 def total_period(periods: Periods) -> Fraction:
-    """The time after which all moons are back together: the least common multiple of their periods."""
+    """The time after which all moons are at their first positions again: the least common multiple of the periods."""
     return Fraction(
         math.lcm(*(period.numerator for period in periods)), math.gcd(*(period.denominator for period in periods))
     )
 
 
 def default_sets(moons: int) -> tuple[Periods, ...]:
-    """The sets of least total period: a quarter of all subsets of CHOICES and one; the last is to be held out."""
+    """The sets of ``moons`` periods from CHOICES with the least total periods; the last one is to be held out.
+
+    They are a quarter of all sets, and one more.
+    """
     if moons == 3:
         return tuple(parse(text) for text in (*TRIPLES.split(), HELD_OUT))
     sets = sorted(itertools.combinations(CHOICES, moons), key=total_period)
@@ -104,9 +111,10 @@ def default_sets(moons: int) -> tuple[Periods, ...]:
 
 
 def trajectory(periods: Periods, points: int, points_per_unit: float, observer: str = "sun") -> np.ndarray:
-    """A signal from time 0 on: float32 (points, 2 moons), channels sin 1, cos 1, sin 2, ...
+    """A signal from time 0 on: float32 (points, 2 moons) with channels sin 1, cos 1, sin 2, ...
 
-    The observer ``planet`` sits on the last moon: the others are given relative to it, itself as seen from the sun.
+    The observer ``planet`` sits on the last moon: the other moons are given relative to the last one, and the last one
+    relative to the sun.
     """
     time = np.arange(points)[:, None] / points_per_unit
     angle = 2 * np.pi * time / np.array([float(period) for period in periods]) + PHASE
@@ -117,44 +125,32 @@ def trajectory(periods: Periods, points: int, points_per_unit: float, observer: 
 
 
 def windows(config: MoonsConfig, seed: int, process_index: int = 0, process_count: int = 1) -> grain.IterDataset:
-    """Endless training batches, float32 (B, T + 1, C): a set of periods and a start at random for each window.
+    """Endless training batches, float32 (B, T + 1, C): each window has a random set of periods and a random start.
 
-    Batch i depends on ``seed`` and i alone. Each process gets its own B = batch_size / process_count rows.
+    Batch i depends on ``seed`` and i only. Each process gets B = batch_size / process_count consecutive rows; UserError
+    if they do not divide.
     """
-    if config.batch_size % process_count:
-        raise UserError(f"a batch of {config.batch_size} does not divide among {process_count} processes")
-    source = _Windows(config, seed, process_index, process_count)
-    return grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    rows = process_rows(config.batch_size, process_index, process_count)
+    signals = np.stack([_signal(config, periods) for periods in config.train])
+    offsets = np.arange(config.context_length + 1)
+
+    def make_batch(index: int) -> np.ndarray:
+        bits = random_bits(seed, index, 2 * config.batch_size).reshape(2, -1)[:, rows]
+        which = (bits[0] % np.uint64(len(signals))).astype(np.int64)
+        return signals[which[:, None], _starts(config, bits[1])[:, None] + offsets]
+
+    return batch_dataset(make_batch)
 
 
 def evaluation_windows(config: MoonsConfig, periods: Periods, count: int, seed: int) -> np.ndarray:
     """``count`` windows of one signal, at random starts: float32 (count, T, C)."""
-    line = trajectory(periods, LINE, config.points_per_unit, config.observer)
-    starts = _random(seed, 0, count) % np.uint64(LINE - config.context_length)
-    return line[starts.astype(np.int64)[:, None] + np.arange(config.context_length)]
+    starts = _starts(config, random_bits(seed, 0, count))
+    return _signal(config, periods)[starts[:, None] + np.arange(config.context_length)]
 
 
-def _random(seed: int, index: int, count: int) -> np.ndarray:
-    return np.random.Philox(key=np.array([seed % 2**64, index], np.uint64)).random_raw(count)
+def _signal(config: MoonsConfig, periods: Periods) -> np.ndarray:
+    return trajectory(periods, TRAJECTORY_POINTS, config.points_per_unit, config.observer)
 
 
-class _Windows:
-    def __init__(self, config: MoonsConfig, seed: int, process_index: int, process_count: int):
-        self._lines = np.stack(
-            [trajectory(periods, LINE, config.points_per_unit, config.observer) for periods in config.train]
-        )
-        self._config, self._seed = config, seed
-        rows = config.batch_size // process_count
-        self._rows = slice(process_index * rows, (process_index + 1) * rows)
-
-    def __repr__(self) -> str:
-        return f"MoonWindows({self._config})"
-
-    def __len__(self) -> int:
-        return 2**62  # endless
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        which, start = _random(self._seed, index, 2 * self._config.batch_size).reshape(2, -1)[:, self._rows]
-        which = (which % np.uint64(len(self._lines))).astype(np.int64)
-        start = (start % np.uint64(LINE - self._config.context_length)).astype(np.int64)
-        return self._lines[which[:, None], start[:, None] + np.arange(self._config.context_length + 1)]
+def _starts(config: MoonsConfig, bits: np.ndarray) -> np.ndarray:
+    return (bits % np.uint64(TRAJECTORY_POINTS - config.context_length)).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Multi-query associative recall (Arora et al. 2024, arXiv 2312.04927): pairs of key and value, then keys to complete.
+"""Multi-query associative recall (Arora et al. 2024, arXiv 2312.04927): pairs of key and value, then keys as queries.
 
-A sequence begins with the pairs: key, value, key, value, ... Each key comes once more after them, as a query, and the
-target there is its value. All other tokens are random and carry no loss, the one after a query too.
+A sequence begins with the pairs: key, value, key, value, ... Each key occurs once more after the pairs, as a query,
+whose target is the value of the key. All other tokens, including the one after a query, are random and have no target.
 """
 
 import dataclasses
@@ -10,24 +10,23 @@ import functools
 import grain
 import numpy as np
 
-from mosaics_jax.data.automata import ORDER_BITS, random_bits
-from mosaics_jax.data.windows import Batch
-from mosaics_jax.errors import UserError
+from mosaics_jax.data.batches import Batch, batch_dataset, process_rows
+from mosaics_jax.data.random_bits import ORDER_STREAM, random_bits
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import IGNORED
 
-BLOCK_WORDS = 2**22  # random words that are held at a time
+BLOCK_WORDS = 2**22  # random words in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class MQARConfig:
-    """Which sequences. Keys are the tokens 1 to V/2 - 1, values V/2 to V - 1."""
+    """The size of sequences. Keys are the tokens 1 to V/2 - 1, values the tokens V/2 to V - 1."""
 
     vocab_size: int = setting(8192, "V: tokens, half of them keys and half values")
     context_length: int = setting(64, "T: positions of a sequence (figure 2: 64 to 512)")
     num_pairs: int = setting(8, "pairs of key and value in a sequence (figure 2: 4 to 64)")
     power: float = setting(
-        0.01, "a: a query takes the k-th place after the pairs, a place being two tokens, with weight k^(a - 1)"
+        0.01, "a: a query takes the k-th slot after the pairs, a slot being two tokens, with weight k^(a - 1)"
     )
 
     def __post_init__(self) -> None:
@@ -43,9 +42,9 @@ class MQARConfig:
 
 
 def sequences(config: MQARConfig, seed: int, count: int, start: int = 0) -> Batch:
-    """Sequences ``start`` to ``start + count`` of ``seed``: ``inputs`` and ``targets``, int32 (count, T) each.
+    """Sequences ``start`` to ``start + count - 1`` of ``seed``: ``inputs`` and ``targets``, int32 (count, T) each.
 
-    A sequence depends on ``seed`` and its number alone. Targets are IGNORED where nothing is asked.
+    A sequence depends on ``seed`` and its number only. Targets are IGNORED at all positions but the queries.
     """
     batch = {name: np.empty((count, config.context_length), np.int32) for name in ("inputs", "targets")}
     rows = max(1, BLOCK_WORDS // _words(config))
@@ -58,55 +57,41 @@ def sequences(config: MQARConfig, seed: int, count: int, start: int = 0) -> Batc
 def training_batches(
     data: Batch, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> grain.IterDataset:
-    """Endless batches of what ``sequences`` gave: ``inputs`` and ``targets``, int32 (B, T), B = batch_size / processes.
+    """Endless batches of the ``data`` that `sequences` returned: ``inputs`` and ``targets``, int32 (B, T) each.
 
-    Epochs follow each other without a seam, each in an order of its own that ``seed`` and its number alone decide. The
-    iterator's state is the number of the next batch. Raises UserError if the batch does not divide.
+    B = batch_size / process_count. Every epoch has its own order, which depends on ``seed`` and the number of the epoch
+    only; a batch may hold the end of one epoch and the beginning of the next. The state of the iterator is the number
+    of the next batch. Raises UserError if the batch does not divide among the processes.
     """
-    if batch_size % process_count:
-        raise UserError(f"a batch of {batch_size} does not divide among {process_count} processes")
-    source = _Training(data, batch_size, seed, process_index, process_count)
-    return grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    process = process_rows(batch_size, process_index, process_count)
+    count = len(data["inputs"])
+    order = functools.lru_cache(2)(lambda epoch: _order(seed, epoch, count))  # two epochs may meet in a batch
 
+    def make_batch(index: int) -> Batch:
+        positions = np.arange(index * batch_size, (index + 1) * batch_size)[process]
+        rows = [order(position // count)[position % count] for position in positions.tolist()]
+        return {name: array[rows] for name, array in data.items()}
 
-class _Training:
-    def __init__(self, data: Batch, batch_size: int, seed: int, process_index: int, process_count: int):
-        self._data, self._batch_size = data, batch_size
-        self._count = len(data["inputs"])
-        rows = batch_size // process_count
-        self._rows = slice(process_index * rows, (process_index + 1) * rows)
-        # Of two epochs: a batch may hold the end of one and the start of the next.
-        self._order = functools.lru_cache(2)(lambda epoch: _order(seed, epoch, self._count))
-
-    def __repr__(self) -> str:
-        return f"MQAR({self._data['inputs'].shape}, batch={self._batch_size})"
-
-    def __len__(self) -> int:
-        return 2**62  # endless
-
-    def __getitem__(self, index: int) -> Batch:
-        places = np.arange(index * self._batch_size, (index + 1) * self._batch_size)[self._rows]
-        rows = [self._order(place // self._count)[place % self._count] for place in places.tolist()]
-        return {name: array[rows] for name, array in self._data.items()}
+    return batch_dataset(make_batch)
 
 
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.argsort(random_bits(seed, epoch, ORDER_BITS, count), kind="stable")
+    return np.argsort(random_bits(seed, epoch, count, ORDER_STREAM), kind="stable")
 
 
-def _slots(config: MQARConfig) -> int:
-    """Places for a query: every second position after the pairs."""
+def _query_slots(config: MQARConfig) -> int:
+    """The number of positions that a query may take: every second one after the pairs."""
     return config.context_length // 2 - config.num_pairs
 
 
 def _words(config: MQARConfig) -> int:
-    """Random words that a sequence takes, a multiple of the four that Philox makes at a time."""
-    return -(-(4 * config.num_pairs + _slots(config) + config.context_length) // 4) * 4
+    """Random words per sequence, a multiple of the four words that Philox makes at a time."""
+    return -(-(4 * config.num_pairs + _query_slots(config) + config.context_length) // 4) * 4
 
 
 def _block(config: MQARConfig, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    words, pairs, slots = _words(config), config.num_pairs, _slots(config)
-    # Counter-based, and raw: a sequence's words are found by its number.
+    words, pairs, slots = _words(config), config.num_pairs, _query_slots(config)
+    # Philox is counter-based: the number of a sequence gives the counter of its first word.
     generator = np.random.Philox(key=seed % 2**64, counter=start * words // 4)
     bits = generator.random_raw(count * words).reshape(count, words)
     ends = np.cumsum([2 * pairs, 2 * pairs, slots])
@@ -115,8 +100,8 @@ def _block(config: MQARConfig, seed: int, start: int, count: int) -> tuple[np.nd
     half = config.vocab_size // 2
     keys = 1 + _distinct(for_keys, half - 1)
     values = half + _distinct(for_values, config.vocab_size - half)
-    # The first of independent exponential clocks with rates p to ring, in their order, are draws from p without
-    # replacement, one after the other.
+    # Draws without replacement with probabilities proportional to p: the order in which independent exponential clocks
+    # with rates p ring.
     uniform = ((for_slots >> np.uint64(11)) + 0.5) * 2.0**-53
     clocks = -np.log(uniform) / np.arange(1, slots + 1) ** (config.power - 1)
     queries = 2 * pairs + 2 * np.argsort(clocks, axis=1, kind="stable")[:, :pairs]
@@ -130,10 +115,10 @@ def _block(config: MQARConfig, seed: int, start: int, count: int) -> tuple[np.nd
 
 
 def _distinct(bits: np.ndarray, population: int) -> np.ndarray:
-    """int64 (rows, n), n different numbers below ``population`` in random order; bits (rows, 2 n)."""
+    """int64 (rows, n): n different numbers below ``population`` in random order, from bits (rows, 2 n)."""
     count = bits.shape[1] // 2
     chosen = np.empty((len(bits), count), np.int64)
-    # Floyd's algorithm: a draw that was drawn before gives way to the number that has just come into reach.
+    # Floyd's algorithm: each draw is from a range that is one number larger; a repeated draw becomes that number.
     for i in range(count):
         last = population - count + i
         drawn = (bits[:, i] % np.uint64(last + 1)).astype(np.int64)

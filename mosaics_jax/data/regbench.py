@@ -1,12 +1,12 @@
-"""RegBench: splits of problems from automata that no two of them share, kept on disk, and batches of them.
+"""RegBench: three splits of problems from different automata, cached on disk, and batches of problems.
 
-The held-out splits come first in the row of automata that a seed gives, and training follows: they are the same for
-every number of training automata, and a small training set is the beginning of a larger one.
+A seed gives a sequence of automata. The held-out splits are its beginning and the training split follows. The held-out
+splits are therefore equal for every number of training automata, and a small training set begins a larger one.
 
-A cache directory holds, of all problems one after the other, held-out ones first:
+A cache directory holds all problems in this order, concatenated:
 tokens.npy, states.npy     uint8 (n,)
-offsets.npy                int64 (problems + 1,), where each begins
-transitions.npy            int8 (problems, S, V)
+offsets.npy                int64 (problems + 1,): the beginning of each problem, and n
+transitions.npy            int8 (problems, states, V)
 meta.json                  format, version, configs, and the SHA-256 of each array
 """
 
@@ -25,7 +25,6 @@ import numpy as np
 from tqdm import tqdm
 
 from mosaics_jax.data.automata import (
-    ORDER_BITS,
     PAD,
     VOCAB_SIZE,
     AutomataConfig,
@@ -34,10 +33,10 @@ from mosaics_jax.data.automata import (
     as_problem,
     draw_automaton,
     draw_problem,
-    random_bits,
 )
-from mosaics_jax.data.windows import Batch
-from mosaics_jax.data.workers import in_order
+from mosaics_jax.data.batches import Batch, batch_dataset, process_rows
+from mosaics_jax.data.random_bits import ORDER_STREAM, random_bits
+from mosaics_jax.data.workers import parallel_map
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 from mosaics_jax.settings import setting
@@ -46,12 +45,12 @@ from mosaics_jax.shapes import IGNORED
 FORMAT, VERSION = "mosaics_jax regbench", 1
 META_FILE = "meta.json"
 BLOCK = 500  # automata that a worker draws at a time
-DRAWS = 10  # automata drawn at most for each one that is wanted, duplicates included (as the authors' code does)
+MAX_DRAWS = 10  # draws, duplicates included, per automaton that is asked for (as in the authors' code)
 
 
 @dataclasses.dataclass(frozen=True)
 class RegBenchConfig:
-    """How many automata each split has; there is one problem of each."""
+    """The number of automata in each split. There is one problem per automaton."""
 
     num_train: int = setting(1000, "automata to train on (v1 figure 9: 100, 500, 1000, 2500, 40000)")
     num_validation: int = setting(250, "automata held out for validation")
@@ -66,7 +65,7 @@ class RegBenchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig:
-    """How problems are put together to batches."""
+    """How problems are combined into batches."""
 
     batch_size: int = setting(32, "problems in a batch, over all devices")
     pad_multiple: int = setting(64, "batches are padded to a multiple of this length: each length is compiled once")
@@ -82,7 +81,7 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """A split. ``problems[i]`` is a Problem; arrays as the module's docstring says, offsets into tokens and states."""
+    """A split: ``problems[i]`` is a `Problem`. The module's docstring describes the arrays; offsets count tokens."""
 
     tokens: np.ndarray
     states: np.ndarray
@@ -95,23 +94,23 @@ class Problems:
     def __getitem__(self, index: int) -> Problem:
         if not 0 <= index < len(self):
             raise IndexError(f"problem {index} of {len(self)}")
-        place = slice(self.offsets[index], self.offsets[index + 1])
-        return as_problem(self.tokens[place], self.states[place], self.transitions[index])
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return as_problem(self.tokens[span], self.states[span], self.transitions[index])
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 (problems,): positions of each, one less than its tokens."""
+        """int64 (problems,): the number of positions T of each problem, one less than its tokens."""
         return np.diff(self.offsets) - 1
 
     def part(self, start: int, stop: int) -> "Problems":
-        """Problems ``start`` to ``stop``, as views."""
+        """Problems ``start`` to ``stop - 1``, as views."""
         offsets = self.offsets[start : stop + 1]
         return dataclasses.replace(self, offsets=offsets, transitions=self.transitions[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
 class RegBench:
-    """The three splits. No automaton is in two of them, nor twice in one."""
+    """The three splits. Each automaton occurs once in all of them."""
 
     train: Problems
     validation: Problems
@@ -125,10 +124,10 @@ def open_regbench(
     workers: int = 1,
     progress: bool = True,
 ) -> RegBench:
-    """The splits that the configs describe, generated once by ``workers`` processes and kept under ``cache_dir``.
+    """The splits of the configs, generated once by ``workers`` processes and cached under ``cache_dir``.
 
-    They do not depend on ``workers``. A cache of other configs or of another version has another name, a damaged one is
-    made again. Raises UserError if there are not as many automata, or if the cache cannot be written.
+    The splits do not depend on ``workers``. Caches of other configs or of another version have other names; a damaged
+    cache is made again. Raises UserError if there are not enough different automata, or if the cache cannot be written.
     """
     identity = {
         "format": FORMAT,
@@ -153,35 +152,35 @@ def open_regbench(
 
 def _generate(config: RegBenchConfig, automata: AutomataConfig, workers: int, progress: bool) -> Problems:
     wanted = config.num_validation + config.num_test + config.num_train
-    draws = DRAWS * wanted
+    draws = MAX_DRAWS * wanted
     blocks = [range(start, min(start + BLOCK, draws)) for start in range(0, draws, BLOCK)]
     draw = functools.partial(_draw, automata, config.data_seed)
-    found: dict[Automaton, tuple[np.ndarray, np.ndarray]] = {}
-    # A worker costs seconds to start: not for what one process draws in less.
+    problems: dict[Automaton, tuple[np.ndarray, np.ndarray]] = {}  # the first problem of each automaton
+    # Starting a worker takes seconds: few automata are drawn faster by this process.
     workers = min(workers, -(-wanted // (4 * BLOCK)))
-    # disable=None: quiet where standard error is no terminal.
+    # disable=None hides the bar if standard error is not a terminal.
     with (
-        contextlib.closing(in_order(draw, blocks, workers)) as drawn,
+        contextlib.closing(parallel_map(draw, blocks, workers)) as drawn,
         tqdm(total=wanted, unit=" automata", desc="drawing", disable=None if progress else True) as bar,
     ):
         for automaton, tokens, states in itertools.chain.from_iterable(drawn):
-            if automaton in found:
+            if automaton in problems:
                 continue
-            found[automaton] = tokens, states
+            problems[automaton] = tokens, states
             bar.update()
-            if len(found) == wanted:
+            if len(problems) == wanted:
                 break
-    if len(found) < wanted:
+    if len(problems) < wanted:
         raise UserError(
             f"{wanted} different automata are asked for (validation, test and training), and {draws} draws gave "
-            f"{len(found)}: ask for fewer, or allow more states, symbols or edges"
+            f"{len(problems)}: ask for fewer, or allow more states, symbols or edges"
         )
-    lengths = [len(tokens) for tokens, _ in found.values()]
+    lengths = [len(tokens) for tokens, _ in problems.values()]
     return Problems(
-        tokens=np.concatenate([tokens for tokens, _ in found.values()]),
-        states=np.concatenate([states for _, states in found.values()]),
+        tokens=np.concatenate([tokens for tokens, _ in problems.values()]),
+        states=np.concatenate([states for _, states in problems.values()]),
         offsets=np.cumsum([0, *lengths], dtype=np.int64),
-        transitions=np.stack([automaton.transitions(automata.max_states) for automaton in found]),
+        transitions=np.stack([automaton.transitions(automata.max_states) for automaton in problems]),
     )
 
 
@@ -204,14 +203,14 @@ def _write(target: Path, identity: dict[str, Any], problems: Problems, replace: 
                 staging.write_file(temporary / f"{field.name}.npy", stream.getvalue())
             meta = {**identity, "sha256": hashes}
             staging.write_file(temporary / META_FILE, (json.dumps(meta, indent=2) + "\n").encode())
-    except FileExistsError:  # another process was quicker, and made the same
+    except FileExistsError:  # another process has written the same cache in the meantime
         return
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
 def _read(target: Path, identity: dict[str, Any]) -> Problems | None:
-    """What ``_write`` left there; None if there is nothing, something else, or something damaged."""
+    """What `_write` wrote with this identity; None if it is missing or damaged."""
     try:
         meta = json.loads((target / META_FILE).read_bytes())
         hashes = meta.pop("sha256")
@@ -229,6 +228,7 @@ def _read(target: Path, identity: dict[str, Any]) -> Problems | None:
 
 
 def batches_per_epoch(problems: Problems, config: BatchConfig) -> int:
+    """The number of batches that hold each problem once."""
     return -(-len(problems) // config.batch_size)
 
 
@@ -240,18 +240,26 @@ def training_batches(
     process_count: int = 1,
     row_multiple: int | None = None,
 ) -> grain.IterDataset:
-    """Endless batches, each epoch all problems once in an order that depends on ``seed`` and its number alone.
+    """Endless batches; an epoch holds every problem once, in an order that depends on ``seed`` and its number only.
 
-    A batch is a dict of ``inputs`` and ``targets``, int32 (B, T) each, padded with PAD and IGNORED to a T that changes
-    from batch to batch. B is batch_size / process_count. An epoch's last batch, of the problems that are left, has the
-    next multiple of ``row_multiple`` rows over all processes, by default batch_size: rows beyond its problems are
-    padding. The iterator's state is the number of the next batch. UserError if rows do not divide among processes.
+    A batch is a dict of ``inputs`` and ``targets``, int32 (B, T) each, padded with PAD and IGNORED to a length T that
+    differs from batch to batch. B is batch_size / process_count. The last batch of an epoch holds the remaining
+    problems; its rows over all processes are the next multiple of ``row_multiple`` (default: batch_size), and rows
+    without a problem are padding. The state of the iterator is the number of the next batch. Raises UserError if the
+    rows do not divide among the processes.
 
-    To save padding, every ``sort_batches`` batches' worth of shuffled problems are sorted by length, problems that are
-    padded to one length staying in random order, cut into batches, and these shuffled. A batch that is not full takes
-    no part, or it would always be the longest problems that get its greater weight.
+    To save padding, the shuffled problems are split into pools of ``sort_batches`` batches. Each pool is sorted by
+    padded length, with problems of one length in random order, and cut into batches, and the batches are shuffled. The
+    incomplete batch is not part of a pool: sorting would always give its larger weight to the longest problems.
     """
-    return _dataset(_Training(problems, config, seed, process_index, process_count, row_multiple))
+    collate = _Collator(problems, config, process_index, process_count, row_multiple)
+    order = functools.lru_cache(1)(lambda epoch: _epoch_order(collate.padded_lengths, config, seed, epoch))
+
+    def make_batch(index: int) -> Batch:
+        epoch, position = divmod(index, batches_per_epoch(problems, config))
+        return collate(order(epoch)[position], distributions=False)
+
+    return batch_dataset(make_batch)
 
 
 def evaluation_batches(
@@ -261,20 +269,23 @@ def evaluation_batches(
     process_count: int = 1,
     row_multiple: int | None = None,
 ) -> grain.IterDataset:
-    """Finite batches of all problems once, by length. As above, and ``distributions``, float32 (B, T, V).
+    """Finite batches that hold all problems once, sorted by length.
 
-    ``Problem`` says what that is and how to score; at padding it is 0.
+    Batches, arguments and errors are those of `training_batches`. Batches also hold ``distributions``, float32
+    (B, T, V), which `Problem` describes; they are 0 at padding.
     """
-    return _dataset(_Evaluation(problems, config, process_index, process_count, row_multiple))
+    collate = _Collator(problems, config, process_index, process_count, row_multiple)
+    order = np.argsort(problems.lengths, kind="stable")
+
+    def make_batch(index: int) -> Batch:
+        members = order[index * config.batch_size : (index + 1) * config.batch_size]
+        return collate(members, distributions=True)
+
+    return batch_dataset(make_batch, batches_per_epoch(problems, config))
 
 
-def _dataset(source: "_Batches") -> grain.IterDataset:
-    # No threads: a batch is a copy of some kilobytes from memory, and an iterator without threads is free to make.
-    return grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-
-
-class _Batches:
-    """What both sources share; an item is the part of a batch that belongs to this process."""
+class _Collator:
+    """Combines problems into the rows of a batch that belong to this process."""
 
     def __init__(
         self,
@@ -284,25 +295,22 @@ class _Batches:
         process_count: int,
         row_multiple: int | None,
     ):
-        self._multiple = row_multiple or config.batch_size
-        for rows in (config.batch_size, self._multiple):
-            if rows % process_count:
-                raise UserError(f"a batch of {rows} does not divide among {process_count} processes")
-        self._problems, self._config = problems, config
-        self._process, self._processes = process_index, process_count
-        self._padded_lengths = -(-problems.lengths // config.pad_multiple) * config.pad_multiple
+        self._row_multiple = row_multiple or config.batch_size
+        self._problems, self._batch_size = problems, config.batch_size
+        self._process = process_index, process_count
+        self.padded_lengths = -(-problems.lengths // config.pad_multiple) * config.pad_multiple
+        for rows in (config.batch_size, self._row_multiple):
+            process_rows(rows, *self._process)  # raises UserError if they do not divide
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(problems={len(self._problems)}, {self._config})"
-
-    def _batch(self, members: np.ndarray, distributions: bool) -> Batch:
-        """The rows of this process of the batch of these problems, at most batch_size of them."""
-        rows = min(-(-len(members) // self._multiple) * self._multiple, self._config.batch_size) // self._processes
-        shape = rows, int(self._padded_lengths[members].max())
+    def __call__(self, members: np.ndarray, distributions: bool) -> Batch:
+        """The rows of this process of a batch of the problems with these numbers, at most batch_size of them."""
+        rows = min(-(-len(members) // self._row_multiple) * self._row_multiple, self._batch_size)
+        process = process_rows(rows, *self._process)
+        shape = process.stop - process.start, int(self.padded_lengths[members].max())
         batch = {"inputs": np.full(shape, PAD, np.int32), "targets": np.full(shape, IGNORED, np.int32)}
         if distributions:
             batch["distributions"] = np.zeros((*shape, VOCAB_SIZE), np.float32)
-        for row, member in enumerate(members[self._process * rows : (self._process + 1) * rows]):
+        for row, member in enumerate(members[process]):
             problem = self._problems[member]
             for name, array in batch.items():
                 values = getattr(problem, name)
@@ -310,43 +318,17 @@ class _Batches:
         return batch
 
 
-class _Training(_Batches):
-    def __init__(self, problems: Problems, config: BatchConfig, seed: int, *where: Any):
-        super().__init__(problems, config, *where)
-        self._seed = seed
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the last one asked for, and its batches
-
-    def __len__(self) -> int:
-        return 2**62  # endless
-
-    def __getitem__(self, index: int) -> Batch:
-        epoch, place = divmod(index, batches_per_epoch(self._problems, self._config))
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._order(epoch))
-        return self._batch(self._epoch[1][place], distributions=False)
-
-    def _order(self, epoch: int) -> list[np.ndarray]:
-        size, number = self._config.batch_size, batches_per_epoch(self._problems, self._config)
-        bits = random_bits(self._seed, epoch, ORDER_BITS, len(self._problems) + number)
-        order = np.argsort(bits[number:], kind="stable")
-        full = len(order) // size * size
-        pool_size = size * self._config.sort_batches
-        pools = [order[start : min(start + pool_size, full)] for start in range(0, full, pool_size)]
-        if self._config.sort_batches > 1:
-            pools = [pool[np.argsort(self._padded_lengths[pool], kind="stable")] for pool in pools]
-        sorted_order = np.concatenate([*pools, order[full:]])
-        batches = [sorted_order[start : start + size] for start in range(0, len(order), size)]
-        return [batches[i] for i in np.argsort(bits[:number], kind="stable")]
-
-
-class _Evaluation(_Batches):
-    def __init__(self, problems: Problems, config: BatchConfig, *where: Any):
-        super().__init__(problems, config, *where)
-        self._order = np.argsort(problems.lengths, kind="stable")
-
-    def __len__(self) -> int:
-        return batches_per_epoch(self._problems, self._config)
-
-    def __getitem__(self, index: int) -> Batch:
-        size = self._config.batch_size
-        return self._batch(self._order[index * size : (index + 1) * size], distributions=True)
+def _epoch_order(padded_lengths: np.ndarray, config: BatchConfig, seed: int, epoch: int) -> list[np.ndarray]:
+    """The numbers of the problems in each batch of an epoch."""
+    problems, size = len(padded_lengths), config.batch_size
+    count = -(-problems // size)
+    bits = random_bits(seed, epoch, problems + count, ORDER_STREAM)
+    order = np.argsort(bits[count:], kind="stable")
+    full = problems // size * size
+    pool_size = size * config.sort_batches
+    pools = [order[start : min(start + pool_size, full)] for start in range(0, full, pool_size)]
+    if config.sort_batches > 1:
+        pools = [pool[np.argsort(padded_lengths[pool], kind="stable")] for pool in pools]
+    sorted_order = np.concatenate([*pools, order[full:]])
+    batches = [sorted_order[start : start + size] for start in range(0, problems, size)]
+    return [batches[i] for i in np.argsort(bits[:count], kind="stable")]

@@ -1,18 +1,16 @@
-"""The built-in corpus: short children's stories from a seeded generator, so that nothing needs a download.
+"""The built-in corpus: short children's stories from a seeded generator, so that a first run needs no download.
 
-Every story is made up of our own sentences: a plot, and people, things and places to fill it with. A name and a thing
-that are given at the beginning decide the end (who lost what, and who gets it back), which makes the stories a test of
-memory over about a hundred words. They are simpler than written text: losses on them compare with each other only.
+A story is a plot whose slots are filled with people, things and places. A name and a thing from its beginning determine
+its end (who lost what, and who gets it back), so that the stories test memory over about a hundred words. They are
+simpler than written text: losses on these stories compare with each other only.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-
+from mosaics_jax.data.random_bits import RandomChoices
 from mosaics_jax.data.story_words import (
     ANIMALS,
     BOYS,
@@ -34,75 +32,55 @@ from mosaics_jax.data.story_words import (
 )
 from mosaics_jax.runtime import staging
 
-Item = TypeVar("Item")
 CHOICE = re.compile(r"\[([^\[\]]*)\]")
 SLOT = re.compile(r"\{(an? )?(\w+)\}", re.IGNORECASE)
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
-    """Yields ``count`` stories of about 130 to 210 words; story i depends on ``seed`` and i alone."""
+    """Yields ``count`` stories of about 130 to 210 words. Story i depends on ``seed`` and i only."""
     for index in range(count):
-        yield _story(_Dice(seed, index))
+        choices = RandomChoices(seed, index)
+        words = _cast(choices)
+        yield _fill(choices.pick(PLOTS), words, choices)
 
 
 def write_corpus(path: str | Path, seed: int, count: int) -> None:
-    """Writes ``stories(seed, count)`` to a file in the format of BabiStories, one JSON string a line."""
+    """Writes ``stories(seed, count)`` to a file in the format of BabiStories: one JSON string per line."""
     lines = (json.dumps(story, ensure_ascii=False) + "\n" for story in stories(seed, count))
     staging.write_file(path, "".join(lines).encode())
 
 
-class _Dice:
-    """Choices from the raw bits of a counter-based generator, the same under any version of Python and numpy."""
-
-    def __init__(self, seed: int, index: int):
-        self._bits = np.random.Philox(key=np.array([seed % 2**64, index], np.uint64))
-
-    def pick(self, items: Sequence[Item]) -> Item:
-        return items[int(self._bits.random_raw()) % len(items)]
-
-    def pick_two(self, items: Sequence[Item]) -> tuple[Item, Item]:
-        """Two different items."""
-        first = int(self._bits.random_raw()) % len(items)
-        step = 1 + int(self._bits.random_raw()) % (len(items) - 1)
-        return items[first], items[(first + step) % len(items)]
-
-
-def _story(dice: _Dice) -> str:
-    words = _cast(dice)
-    return _fill(dice.pick(PLOTS), words, dice)
-
-
-def _cast(dice: _Dice) -> dict[str, str]:
-    """The people, things and places of one story, by the slot they fill."""
+def _cast(choices: RandomChoices) -> dict[str, str]:
+    """The people, things and places of one story, keyed by the slots that they fill."""
     children = [(name, "girl") for name in GIRLS.split("|")] + [(name, "boy") for name in BOYS.split("|")]
-    (hero, hero_sex), (friend, friend_sex) = dice.pick_two(children)
+    (hero, hero_sex), (friend, friend_sex) = choices.pick_two(children)
     words = {"hero": hero, "friend": friend}
 
-    if dice.pick((True, False, False)):
-        words["kind"] = f"young {dice.pick(ANIMALS.split('|'))}"
+    if choices.pick((True, False, False)):
+        words["kind"] = f"young {choices.pick(ANIMALS.split('|'))}"
     else:
-        words["kind"] = f"{dice.pick(('little', 'small', 'young'))} {hero_sex}"
-    pet, (elder, trade, elder_sex) = dice.pick(PETS.split("|")), dice.pick(ELDERS)
+        words["kind"] = f"{choices.pick(('little', 'small', 'young'))} {hero_sex}"
+    pet, (elder, trade, elder_sex) = choices.pick(PETS.split("|")), choices.pick(ELDERS)
     for prefix, sex in (("", hero_sex), ("friend_", friend_sex), ("elder_", elder_sex)):
         words |= {prefix + form: pronoun for form, pronoun in PRONOUNS[sex].items()}
-    looks, nouns, mishaps = dice.pick(THINGS)
+    looks, nouns, mishaps = choices.pick(THINGS)
     hard_looks, hard_nouns, _ = THINGS[0]
-    noun = dice.pick(nouns.split("|"))
-    tool, tool_place, trouble, rescue = dice.pick(TOOLS)
-    mishap, repair = dice.pick(mishaps)
-    skill, failure, advice = dice.pick(SKILLS)
-    place, other_place = dice.pick_two(PLACES.split("|"))
-    spot, other_spot = dice.pick_two(SPOTS.split("|"))
+    noun = choices.pick(nouns.split("|"))
+    tool, tool_place, trouble, rescue = choices.pick(TOOLS)
+    mishap, repair = choices.pick(mishaps)
+    skill, failure, advice = choices.pick(SKILLS)
+    place, other_place = choices.pick_two(PLACES.split("|"))
+    spot, other_spot = choices.pick_two(SPOTS.split("|"))
     return words | {
         "elder": elder,
         "trade": trade,
         "pet": pet,
-        "pet_name": dice.pick(PET_NAMES.split("|")),
-        "collar": dice.pick(COLLARS.split("|")),
-        "small_animal": dice.pick(SMALL_ANIMALS.split("|")),
-        "thing": f"{dice.pick(looks.split('|'))} {noun}",
+        "pet_name": choices.pick(PET_NAMES.split("|")),
+        "collar": choices.pick(COLLARS.split("|")),
+        "small_animal": choices.pick(SMALL_ANIMALS.split("|")),
+        "thing": f"{choices.pick(looks.split('|'))} {noun}",
         "noun": noun,
-        "hard_thing": f"{dice.pick(hard_looks.split('|'))} {dice.pick(hard_nouns.split('|'))}",
+        "hard_thing": f"{choices.pick(hard_looks.split('|'))} {choices.pick(hard_nouns.split('|'))}",
         "tool": tool,
         "tool_place": tool_place,
         "trouble": trouble,
@@ -112,19 +90,19 @@ def _cast(dice: _Dice) -> dict[str, str]:
         "skill": skill,
         "failure": failure,
         "advice": advice,
-        "giver": dice.pick(GIVERS.split("|")),
+        "giver": choices.pick(GIVERS.split("|")),
         "place": place,
         "other_place": other_place,
         "spot": spot,
         "other_spot": other_spot,
-        "creature": dice.pick(CREATURES.split("|")),
+        "creature": choices.pick(CREATURES.split("|")),
     }
 
 
-def _fill(template: str, words: dict[str, str], dice: _Dice) -> str:
-    """Takes one of each ``[this|that]``, then fills the slots: ``{place}``, ``{a thing}`` with "a" or "an".
+def _fill(template: str, words: dict[str, str], choices: RandomChoices) -> str:
+    """Picks one option of each ``[this|that]`` and fills the slots: ``{place}``, or ``{a thing}`` with "a" or "an".
 
-    Our words begin with a vowel exactly where they sound like one.
+    The article follows spelling, since every word of the stories that begins with a vowel letter sounds like one.
     """
 
     def fill_slot(match: re.Match[str]) -> str:
@@ -135,6 +113,6 @@ def _fill(template: str, words: dict[str, str], dice: _Dice) -> str:
         return word[0].upper() + word[1:] if slot[0].isupper() else word
 
     while CHOICE.search(template) or SLOT.search(template):
-        template = CHOICE.sub(lambda match: dice.pick(match[1].split("|")), template)
+        template = CHOICE.sub(lambda match: choices.pick(match[1].split("|")), template)
         template = SLOT.sub(fill_slot, template)
     return template

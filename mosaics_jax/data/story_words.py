@@ -1,4 +1,4 @@
-"""Plots and words of the built-in stories. ``[a|b]`` is a choice; ``{slot}`` is filled from the cast of the story."""
+"""Plots and words of the built-in stories. ``[a|b]`` is a choice; ``{slot}`` is filled with a word of the story."""
 
 GIRLS = "Mila|Ruby|Nora|Zoe|Ada|Ivy|Elsie|Clara|Rosa|Lena|Anna|Maya|Nina|Lucy|Tess|Hana|Emma|Wren|Greta|Pearl|Alma|Dora"
 BOYS = "Tom|Otis|Ben|Finn|Leo|Hugo|Sam|Max|Theo|Jack|Omar|Felix|Kofi|Arlo|Milo|Oscar|Noah|Ravi|Emil|Bruno|Jasper|Ned"
@@ -13,7 +13,7 @@ SMALL_ANIMALS = "mouse|hare|weasel|marten|hedgehog|rabbit"
 COLLARS = "red collar|blue collar|green ribbon|yellow scarf|leather collar|orange ribbon"
 CREATURES = "magpie|crow|gull|jay|raven"
 GIVERS = "grandmother|grandfather|mother|father|uncle|aunt|sister|brother"
-# Name, what they do, and which pronouns are theirs.
+# Name, trade, and key of the pronouns.
 ELDERS = (
     ("Mrs. Plum", "baker", "girl"),
     ("Mr. Alder", "carpenter", "boy"),
@@ -28,7 +28,7 @@ ELDERS = (
     ("Mrs. Bell", "doctor", "girl"),
     ("Uncle Moss", "clockmaker", "boy"),
 )
-# Looks, the things that can look so, and what can happen to them: a mishap, and how it is put right.
+# Adjectives, nouns that they fit, and what can happen to these things: a mishap and its repair.
 THINGS = (
     (
         "wooden|silver|brass|tin|painted|shiny|old|tiny|golden",
@@ -69,7 +69,7 @@ SPOTS = (
     "in the tall grass|behind the wood pile|beside the well|on top of the hay|under an old boat|in the flower bed|"
     "by the garden gate|among the pumpkins|at the foot of the stairs|behind a row of barrels|near the big gray rock"
 )
-# A thing, the place and the trouble it is good for, and how it helps.
+# A tool, the place and the trouble in which it helps, and the rescue.
 TOOLS = (
     (
         "long rope",
@@ -138,7 +138,7 @@ TOOLS = (
         "the way back",
     ),
 )
-# What the hero wants to learn, how the first try ends, and what the teacher says.
+# A skill that the hero wants to learn, how the first attempt fails, and the advice of the teacher.
 SKILLS = (
     ("swim like a fish", "swallowed half the pond", "Lie on your back and look at the clouds"),
     ("bake bread", "made a loaf as hard as a brick", "Give the dough time to rise"),

@@ -1,8 +1,8 @@
-"""Token directories: text as one stream of token ids on disk, with all that is needed to read it again.
+"""Token directories: text as one stream of token ids on disk, with all that is needed to read the stream.
 
 tokens.bin            little-endian uint16 (vocabularies up to 65536) or uint32; an end_of_text after each document
-meta.json             format, dtype, counts, tokenizer, sources and hashes (class Meta)
-tokenizer.model       or encoder.json and vocab.bpe: the tokenizer itself
+meta.json             format, dtype, counts, tokenizer, sources and hashes (class `Meta`)
+tokenizer.model       the tokenizer itself; or its two files encoder.json and vocab.bpe
 """
 
 import contextlib
@@ -19,29 +19,29 @@ from tqdm import tqdm
 
 from mosaics_jax.data.documents import matched_files, read_documents
 from mosaics_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
-from mosaics_jax.data.workers import in_order
+from mosaics_jax.data.workers import parallel_map
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 
 FORMAT, VERSION = "mosaics_jax tokens", 1
 TOKENS_FILE, META_FILE = "tokens.bin", "meta.json"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-CHUNK_CHARS = 1_000_000  # text that a worker takes at a time
-SCAN_TOKENS = 8_000_000  # tokens that are checked at a time
+CHUNK_CHARS = 1_000_000  # characters that a worker tokenizes at a time
+SCAN_TOKENS = 8_000_000  # tokens that are verified at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A text file that the tokens come from."""
+class TextFile:
+    """A text file that tokens are made from."""
 
     path: str
     bytes: int
-    sha256: str  # of the file as it lay there, compressed or not
+    sha256: str  # of the file on disk, before decompression
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What ``meta.json`` says about ``tokens.bin``."""
+    """The content of ``meta.json``: what ``tokens.bin`` holds."""
 
     dtype: str
     tokens: int
@@ -51,12 +51,12 @@ class Meta:
     tokenizer: str  # Tokenizer.kind
     tokenizer_fingerprint: str
     tokens_sha256: str
-    sources: tuple[Source, ...]
+    sources: tuple[TextFile, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-    """An open token directory; ``tokens`` is a read-only memory map, (meta.tokens,) of meta.dtype."""
+    """An open token directory. ``tokens`` is a read-only memory map, (meta.tokens,) of type meta.dtype."""
 
     directory: Path
     meta: Meta
@@ -64,7 +64,7 @@ class TokenFile:
 
     @classmethod
     def open(cls, directory: str | Path) -> "TokenFile":
-        """Opens a token directory and reads it through once, to be sure of every id. UserError if it is damaged."""
+        """Opens a token directory and verifies every token by reading all of them once. UserError if it is damaged."""
         directory = Path(directory)
         meta = _read_meta(directory)
         path, dtype = directory / TOKENS_FILE, DTYPES[meta.dtype]
@@ -87,7 +87,7 @@ class TokenFile:
         return cls(directory, meta, tokens)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens. UserError if the one in the directory is missing, damaged or another."""
+        """The tokenizer that made the tokens. UserError if it is missing or damaged, or if it is another one."""
         tokenizer = load_tokenizer(self.directory)
         self.check_tokenizer(tokenizer)
         return tokenizer
@@ -103,7 +103,7 @@ class TokenFile:
 
 
 def is_token_directory(path: str | Path) -> bool:
-    """Whether ``path`` is a token directory, sound or damaged."""
+    """Whether ``path`` is a token directory, possibly a damaged one."""
     return (Path(path) / META_FILE).is_file()
 
 
@@ -117,7 +117,7 @@ def _read_meta(directory: Path) -> Meta:
             raise UserError(f"{path}: not the {META_FILE} of token files")
         if (version := fields.pop("version")) != VERSION:
             raise UserError(f"{directory}: token files of version {version}, expected {VERSION}; prepare them again")
-        sources = tuple(Source(**source) for source in fields.pop("sources"))
+        sources = tuple(TextFile(**source) for source in fields.pop("sources"))
         meta = Meta(**fields, sources=sources)
         DTYPES[meta.dtype]
         if not all(isinstance(count, int) for count in (meta.tokens, meta.vocab_size, meta.documents)):
@@ -137,21 +137,36 @@ def prepare(
 ) -> TokenFile:
     """Tokenizes all documents of ``paths`` into the token directory ``out``, in ``workers`` processes.
 
-    The result does not depend on ``workers``. Killed at any moment, it leaves nothing under ``out``, or what was there.
-    Raises UserError on bad text, if ``out`` exists and ``overwrite`` is not given, or if it cannot be written.
+    The result does not depend on ``workers``. If the process is killed at any moment, ``out`` is as before. Raises
+    UserError on malformed text, if ``out`` exists and ``overwrite`` is not set, or if ``out`` cannot be written.
     """
     out = Path(out)
     check_target(out, overwrite)
     try:
-        return _build(paths, tokenizer, out, workers, progress, replace=overwrite)
+        return _build(describe_files(paths), tokenizer, out, workers, progress, replace=overwrite)
     except FileExistsError as error:
         raise UserError(f"{out} was made by another run in the meantime; use it, or pass --overwrite") from error
 
 
+def describe_files(paths: Sequence[str | Path]) -> tuple[TextFile, ...]:
+    """The text files that ``paths`` match, in sorted order, with their digests: reads each file once.
+
+    Raises UserError if a path matches no file, or if a file cannot be read.
+    """
+    return tuple(_describe(path) for path in matched_files(paths))
+
+
+def _describe(path: str) -> TextFile:
+    try:
+        with open(path, "rb") as stream:
+            return TextFile(path, os.path.getsize(path), hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def _build(
-    paths: Sequence[str | Path], tokenizer: Tokenizer, out: Path, workers: int, progress: bool, replace: bool
+    files: Sequence[TextFile], tokenizer: Tokenizer, out: Path, workers: int, progress: bool, replace: bool
 ) -> TokenFile:
-    files = matched_files(paths)
     with _writing(out), staging.directory(out, replace) as temporary:
         tokenizer.save(temporary)
         tokens, documents, digest = _write_tokens(files, tokenizer, temporary, workers, progress)
@@ -164,7 +179,7 @@ def _build(
             tokenizer=tokenizer.kind,
             tokenizer_fingerprint=tokenizer.fingerprint(),
             tokens_sha256=digest,
-            sources=tuple(_describe(file) for file in files),
+            sources=tuple(files),
         )
         fields = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
         staging.write_file(temporary / META_FILE, (json.dumps(fields, indent=2) + "\n").encode())
@@ -173,7 +188,7 @@ def _build(
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Turns failures to write into a UserError; FileExistsError is left to the caller."""
+    """Turns failures to write into a UserError. FileExistsError is not converted: the caller handles it."""
     try:
         yield
     except FileExistsError:
@@ -194,16 +209,16 @@ def check_target(out: str | Path, overwrite: bool) -> None:
 
 
 def _write_tokens(
-    files: Sequence[str], tokenizer: Tokenizer, directory: Path, workers: int, progress: bool
+    files: Sequence[TextFile], tokenizer: Tokenizer, directory: Path, workers: int, progress: bool
 ) -> tuple[int, int, str]:
-    """Writes tokens.bin; returns the number of tokens and documents and the SHA-256."""
+    """Writes tokens.bin. Returns the number of tokens, the number of documents and the SHA-256."""
     tokens = documents = 0
     digest = hashlib.sha256()
-    total = sum(os.path.getsize(file) for file in files)
-    # disable=None: quiet where standard error is no terminal.
+    total = sum(file.bytes for file in files)
+    # disable=None hides the bar if standard error is not a terminal.
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None if progress else True)
     with bar, open(directory / TOKENS_FILE, "wb") as stream:
-        chunks = _chunks(read_documents(files, on_read=bar.update))
+        chunks = _chunks(read_documents([file.path for file in files], on_read=bar.update))
         for ids, count in _encoded(chunks, tokenizer, directory, workers):
             stream.write(ids.data)
             digest.update(ids.data)
@@ -232,9 +247,10 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 def _encoded(
     chunks: Iterable[list[str]], tokenizer: Tokenizer, directory: Path, workers: int
 ) -> Generator[tuple[np.ndarray, int], None, None]:
-    """Token ids and number of documents of each chunk, in order; ``directory`` holds the tokenizer for the workers."""
-    here = functools.partial(_encode_chunk, tokenizer)
-    return in_order(here if workers <= 1 else functools.partial(_encode_in_worker, directory), chunks, workers)
+    """Token ids and number of documents of each chunk, in order. The workers load the tokenizer from ``directory``."""
+    if workers <= 1:
+        return parallel_map(functools.partial(_encode_chunk, tokenizer), chunks, workers)
+    return parallel_map(functools.partial(_encode_in_worker, directory), chunks, workers)
 
 
 def _encode_chunk(tokenizer: Tokenizer, chunk: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -245,34 +261,27 @@ def _encode_chunk(tokenizer: Tokenizer, chunk: Sequence[str]) -> tuple[np.ndarra
     return np.array(ids, DTYPES[_dtype_name(tokenizer)]), len(chunk)
 
 
-_tokenizer_in = functools.cache(load_tokenizer)  # once in each worker process
+_load_tokenizer_once = functools.cache(load_tokenizer)  # once in each worker process
 
 
 def _encode_in_worker(directory: Path, chunk: Sequence[str]) -> tuple[np.ndarray, int]:
-    return _encode_chunk(_tokenizer_in(directory), chunk)
+    return _encode_chunk(_load_tokenizer_once(directory), chunk)
 
 
 def _dtype_name(tokenizer: Tokenizer) -> str:
     return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
-def _describe(path: str) -> Source:
-    try:
-        with open(path, "rb") as stream:
-            return Source(path, os.path.getsize(path), hashlib.file_digest(stream, "sha256").hexdigest())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def cached_tokens(
-    paths: Sequence[str | Path], tokenizer: Tokenizer, cache_dir: str | Path, workers: int = 1, progress: bool = True
+    files: Sequence[TextFile], tokenizer: Tokenizer, cache_dir: str | Path, workers: int = 1, progress: bool = True
 ) -> TokenFile:
-    """The tokens of raw text, made once under ``cache_dir`` and found again by any later run, or by one beside it.
+    """The tokens of raw text, made once under ``cache_dir`` and reused by later and simultaneous runs.
 
-    They are found by the content of the files and the tokenizer. Reading the text to hash it costs seconds a gigabyte,
-    and unlike path and time of change it holds for copied and touched files, and for files changed within a clock tick.
+    The name of the cache is a digest of the files' contents and of the tokenizer. `describe_files` reads the text for
+    it, which costs seconds per gigabyte. Unlike a path and a modification time, a digest is right for copied and
+    touched files and for files that change within a clock tick.
     """
-    target = Path(cache_dir) / f"tokens-{_content_key(paths, tokenizer.fingerprint())}"
+    target = Path(cache_dir) / f"tokens-{_content_key(files, tokenizer.fingerprint())}"
     damaged = False
     if target.exists():
         try:
@@ -280,23 +289,23 @@ def cached_tokens(
         except UserError:
             damaged = True
     try:
-        return _build(paths, tokenizer, target, workers, progress, replace=damaged)
-    except FileExistsError:  # another process was quicker, and made the same
+        return _build(files, tokenizer, target, workers, progress, replace=damaged)
+    except FileExistsError:  # another process has written the same tokens in the meantime
         return TokenFile.open(target)
 
 
-def cached_sentencepiece(paths: Sequence[str | Path], vocab_size: int, cache_dir: str | Path) -> Tokenizer:
-    """What ``train_sentencepiece`` makes of these files, trained once and kept under ``cache_dir``."""
-    target = Path(cache_dir) / f"sentencepiece-{_content_key(paths, str(vocab_size))}"
+def cached_sentencepiece(files: Sequence[TextFile], vocab_size: int, cache_dir: str | Path) -> Tokenizer:
+    """The tokenizer that `train_sentencepiece` makes from these files, trained once and cached under ``cache_dir``."""
+    target = Path(cache_dir) / f"sentencepiece-{_content_key(files, str(vocab_size))}"
     if target.exists():
-        with contextlib.suppress(UserError):  # damaged: trained again
+        with contextlib.suppress(UserError):  # a damaged tokenizer is trained again
             return load_tokenizer(target)
-    tokenizer = train_sentencepiece(read_documents(paths), vocab_size)
+    tokenizer = train_sentencepiece(read_documents([file.path for file in files]), vocab_size)
     with contextlib.suppress(FileExistsError), _writing(target), staging.directory(target, replace=True) as temporary:
         tokenizer.save(temporary)
     return tokenizer
 
 
-def _content_key(paths: Sequence[str | Path], salt: str) -> str:
-    hashes = [_describe(path).sha256 for path in matched_files(paths)]
-    return hashlib.sha256("\n".join([str(VERSION), salt, *hashes]).encode()).hexdigest()[:16]
+def _content_key(files: Sequence[TextFile], salt: str) -> str:
+    content = "\n".join([str(VERSION), salt, *(file.sha256 for file in files)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

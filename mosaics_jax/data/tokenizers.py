@@ -1,7 +1,7 @@
 """Tokenizers: SentencePiece, trained here or elsewhere, and GPT-2's byte-pair encoding, both from local files.
 
-Both are byte-level underneath, so that any text round-trips, and both spell the end of a document ``<|endoftext|>``:
-a token of its own, which no text can produce, whatever the text says.
+Both can encode single bytes, so that any text round-trips. Both have a token for the end of a document, which decodes
+to ``<|endoftext|>``; encoding a text never produces it, even if the text contains these characters.
 """
 
 import codecs
@@ -22,7 +22,7 @@ from mosaics_jax.runtime import staging
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 GPT2_ENCODER_FILE, GPT2_MERGES_FILE = "encoder.json", "vocab.bpe"
-SPACE_MARK = "\u2581"  # SentencePiece's own spelling of a space
+SPACE_MARK = "\u2581"  # SentencePiece's internal spelling of a space
 
 
 class Tokenizer(Protocol):
@@ -33,16 +33,16 @@ class Tokenizer(Protocol):
     end_of_text: int  # the id that ends a document
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end; the text ``<|endoftext|>`` is encoded as ordinary characters."""
+        """Ids of a text, without end_of_text. The text ``<|endoftext|>`` is encoded as ordinary characters."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text, in this thread."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """UTF-8 bytes of a run of ids, which may begin or end within a character."""
+        """UTF-8 bytes of ids; the bytes may begin or end within a character."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of a run of ids; end_of_text reads ``<|endoftext|>``, bytes that are no UTF-8 read U+FFFD."""
+        """Text of ids; end_of_text gives ``<|endoftext|>``, and bytes that are not UTF-8 give U+FFFD."""
 
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer's files: equal fingerprints mean equal token ids."""
@@ -52,12 +52,12 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model: one of ``train_sentencepiece`` (any text round-trips) or a ready ``.model`` file."""
+    """A SentencePiece model, from `train_sentencepiece` (any text round-trips) or from an existing ``.model`` file."""
 
     kind = "sentencepiece"
 
     def __init__(self, model: bytes):
-        """``model`` is the content of a ``.model`` file. UserError if it is none, or has no end-of-text piece."""
+        """``model`` is the content of a ``.model`` file. UserError if it is damaged or has no end-of-text piece."""
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -71,10 +71,10 @@ class SentencePieceTokenizer:
         if self.end_of_text < 0:
             raise UserError(f"the SentencePiece model has neither a piece {END_OF_TEXT} nor an end-of-sentence piece")
         self._bytes = [self._piece_bytes(index) for index in range(self.vocab_size)]
-        # A space mark in the text would come back as a space: it goes in as its three bytes.
+        # SentencePiece would decode a space mark of the text as a space: it is encoded as its three bytes instead.
         self._space_mark = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
         self._byte_fallback = self._unknown not in self._space_mark
-        # Models made elsewhere may put a space before every text; decoding takes it off again.
+        # Models made elsewhere may put a space before every text; decoding removes it.
         self._adds_space = processor.id_to_piece(processor.encode("a")[0]).startswith(SPACE_MARK)
 
     def _piece_bytes(self, index: int) -> bytes:
@@ -93,11 +93,11 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             batch = self._processor.encode(list(texts))
-        except TypeError as error:  # how SentencePiece answers a text that has no UTF-8
+        except TypeError as error:  # raised by SentencePiece for a text that has no UTF-8 encoding
             raise UserError("the text holds a lone surrogate, which is no Unicode text") from error
         for index, text in enumerate(texts):
             if not self._byte_fallback and self._unknown in batch[index]:
-                raise UserError(self._unseen(text))
+                raise UserError(self._unknown_error(text))
             if self._byte_fallback and SPACE_MARK in text:
                 batch[index] = self._encode_around_space_marks(text)
         return batch
@@ -106,9 +106,9 @@ class SentencePieceTokenizer:
         first, *others = self._processor.encode(text.split(SPACE_MARK))
         return first + [index for part in others for index in (*self._space_mark, *part)]
 
-    def _unseen(self, text: str) -> str:
-        unseen = sorted(char for char in set(text) if self._unknown in self._processor.encode(char))
-        shown = " ".join(map(repr, unseen[:8]))
+    def _unknown_error(self, text: str) -> str:
+        unknown = sorted(char for char in set(text) if self._unknown in self._processor.encode(char))
+        shown = " ".join(map(repr, unknown[:8]))
         return f"the tokenizer has never seen {shown} and has no byte fallback: use one that was trained with it"
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -139,7 +139,7 @@ class Gpt2Tokenizer:
             raise UserError(
                 f"{GPT2_ENCODER_FILE} and {GPT2_MERGES_FILE} are damaged or do not belong together ({error!r})"
             ) from error
-        # GPT-2's split into words, from its released encoder.
+        # The pattern that splits text into words, from GPT-2's released encoder.
         pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
         self._encoding = tiktoken.Encoding(
             "gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
@@ -167,9 +167,10 @@ class Gpt2Tokenizer:
 
 
 def _gpt2_ranks(encoder_json: str, vocab_bpe: str) -> tuple[dict[bytes, int], int]:
-    """Ids by bytes, as tiktoken wants them, and the id of the end of text.
+    """The id of each token's bytes, which tiktoken takes, and the id of the end of text.
 
-    The files spell each byte as one visible character: itself where it is printable Latin-1, else U+0100 onwards.
+    The files spell each byte as one visible character: a printable Latin-1 character as itself, other bytes from U+0100
+    on.
     """
     visible = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -183,7 +184,8 @@ def _gpt2_ranks(encoder_json: str, vocab_bpe: str) -> tuple[dict[bytes, int], in
     ranks = {to_bytes(token): rank for token, rank in ids.items()}
     merges = [line.split() for line in vocab_bpe.splitlines() if line and not line.startswith("#version")]
     first_merge = len(ranks) - len(merges)
-    # Byte-pair merging goes by rank: it is GPT-2's only if the n-th merge makes the n-th id after the single bytes.
+    # tiktoken merges pairs in the order of their ids: this is GPT-2's order if the n-th merge has the n-th id after the
+    # single bytes.
     for rank, (left, right) in enumerate(merges, start=first_merge):
         if ranks[to_bytes(left + right)] != rank:
             raise ValueError(f"merge {left + right!r} has id {ids[left + right]}, expected {rank}")
@@ -193,7 +195,7 @@ def _gpt2_ranks(encoder_json: str, vocab_bpe: str) -> tuple[dict[bytes, int], in
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a ``.model`` file, or in a directory with ``tokenizer.model`` or GPT-2's two files."""
+    """Loads a ``.model`` file, or a directory with ``tokenizer.model`` or with GPT-2's two files. Raises UserError."""
     path = Path(path)
     try:
         if path.is_file():
@@ -215,10 +217,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def train_sentencepiece(
     documents: Iterable[str], vocab_size: int, out_dir: str | Path | None = None, max_bytes: int = 10_000_000
 ) -> SentencePieceTokenizer:
-    """Trains a byte-pair SentencePiece model with byte fallback, and saves it in ``out_dir`` if one is given.
+    """Trains a byte-pair SentencePiece model with byte fallback, and saves it in ``out_dir`` if it is given.
 
-    Reads all documents and trains on a sample spread evenly over them, of at most about ``max_bytes`` of UTF-8.
-    The same documents give the same model, byte for byte. UserError if the text does not allow ``vocab_size``.
+    Reads all documents and trains on an evenly spread sample of at most about ``max_bytes`` of UTF-8. Equal documents
+    give equal models, byte for byte. Raises UserError if the text does not allow ``vocab_size``.
     """
     sample = spread_sample(documents, max_bytes)
     if not sample:
@@ -253,25 +255,26 @@ def train_sentencepiece(
 
 
 def _vocab_size_error(vocab_size: int, message: str) -> str:
-    """SentencePiece names the bound within a longer text about its source files."""
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return f"vocab_size={vocab_size} is too small: the characters of this text and the 256 bytes need {found[1]}"
-    if found := re.search(r"value <= (\d+)", message):
-        return f"vocab_size={vocab_size} is too large: this text yields at most {found[1]}"
+    """One line from SentencePiece's message, which names the bound within a longer text about its source files."""
+    if bound := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        return f"vocab_size={vocab_size} is too small: the characters of this text and the 256 bytes need {bound[1]}"
+    if bound := re.search(r"value <= (\d+)", message):
+        return f"vocab_size={vocab_size} is too large: this text yields at most {bound[1]}"
     return f"SentencePiece cannot train with vocab_size={vocab_size}: {' '.join(message.split())}"
 
 
 def spread_sample(documents: Iterable[str], max_bytes: int) -> list[str]:
-    """Every document, or, past ``max_bytes`` of UTF-8, every 2nd, 4th, 8th, ... of them: known only by their count.
+    """All documents if they have at most ``max_bytes`` of UTF-8, else every 2nd, 4th, 8th, ... document.
 
-    Halving on the way keeps memory bounded and needs neither the total nor a random generator.
+    The sample is halved whenever it exceeds ``max_bytes``. Memory stays bounded, and neither the total size nor a
+    random generator is needed.
     """
     sample: list[tuple[str, int]] = []
     total, stride = 0, 1
     for index, document in enumerate(documents):
         if index % stride:
             continue
-        # One giant document must not fill the sample by itself.
+        # A document that is larger than the sample is cut.
         document = document[:max_bytes]
         size = len(document.encode())
         sample.append((document, size))
@@ -284,18 +287,18 @@ def spread_sample(documents: Iterable[str], max_bytes: int) -> list[str]:
 
 
 class StreamDecoder:
-    """Decodes ids one at a time and never hands out a broken character: bytes wait until their character is whole."""
+    """Decodes ids one at a time into whole characters: bytes are buffered until their character is complete."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that ``token`` completes; may be empty."""
+        """The characters that ``token`` completes, possibly none."""
         return self._decoder.decode(self._tokenizer.decode_bytes([token]))
 
     def flush(self) -> str:
-        """What is left: U+FFFD if the ids ended within a character. The decoder may be used again."""
+        """The end of the text: U+FFFD if the ids ended within a character. Resets the decoder for the next text."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

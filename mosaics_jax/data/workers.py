@@ -1,4 +1,4 @@
-"""Work spread over processes, with results in the order of the work."""
+"""A map over worker processes that yields results in order."""
 
 import collections
 import concurrent.futures
@@ -17,17 +17,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
-    """``function(item)`` for each item, in order, from ``workers`` processes; with one worker, from this one.
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yields ``function(item)`` for each item, in order, computed by ``workers`` processes; one worker is this process.
 
-    ``items`` may be endless: few more are taken than results are. ``function`` must be picklable. Raises UserError if a
-    process dies.
+    ``items`` may be endless: at most 2 ``workers`` + 1 items are submitted ahead of the results. ``function`` must be
+    picklable. Raises UserError if a worker process dies.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    # Fresh processes, not forks: the caller may have JAX's threads, and a lock held by one would stay locked in a fork.
-    executor = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start)
+    # Spawned, not forked: a lock that one of JAX's threads holds at the time would stay locked in a fork forever.
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_initialize_worker
+    )
     pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
         for item in items:
@@ -42,13 +46,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+def _initialize_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """A killed parent cannot end its workers: they watch for it."""
+    """Ends this worker when its parent dies: a parent that is killed cannot end its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,10 +1,12 @@
-"""Published results, to be drawn beside measured ones and never mixed with them."""
+"""Published results, drawn beside measured results and never mixed with them.
 
-REGBENCH_SOURCE = "Zhang et al., ICLR 2025, arXiv 2405.06394, figure 9"
+RegBench: Zhang et al., ICLR 2025, arXiv 2405.06394, figure 9. The scores were read off the figure from the centres of
+its markers: to 0.002 where a marker is free, to 0.015 where another marker hides it. ``s4d`` is their S4.
+"""
+
 REGBENCH_NUM_TRAIN = (100, 500, 1000, 2500, 40000)
 
-# Model -> scores on the test split by number of training automata. Read off the authors' picture by the centres of its
-# markers: to 0.002 where a marker is free, to 0.015 where others hide it. `s4d` is their S4.
+# Model -> scores on the test split, one per number of training automata.
 REGBENCH_ACCURACY: dict[str, tuple[float, ...]] = {
     "mosaic": (0.925, 0.929, 0.934, 0.941, 0.959),
     "transformer": (0.523, 0.543, 0.532, 0.925, 0.951),

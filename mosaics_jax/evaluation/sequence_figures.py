@@ -4,17 +4,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mosaics_jax.evaluation import published
+from mosaics_jax.evaluation.figures import new_figure, save_figure
 
-# Model -> x -> a value for each seed.
+# Model -> x -> one value per seed.
 Curves = Mapping[str, Mapping[int, Sequence[float]]]
 
-DOTS_PER_INCH = 200
-# A model looks the same in every figure. Attention and memories are dark, so that they stand out in print.
+# A model has the same colour and marker in every figure. Mosaic and transformer are dark, to stand out in print.
 STYLES = {
     "mosaic": ("#0b5394", "o"),
     "transformer": ("#cc4125", "s"),
@@ -29,17 +28,17 @@ STYLES = {
     "deltanet": ("#674ea7", "h"),
     "lstm": ("#7f6000", "*"),
 }
-OTHER = ("#444444", "d")
+OTHER_STYLE = ("#444444", "d")
 PUBLISHED_STYLE = {"linestyle": (0, (4, 2)), "linewidth": 0.9, "markerfacecolor": "white", "markersize": 5}
 
 
 def draw_regbench(accuracy: Curves, tvd: Curves, ngram: tuple[str, float, float], path: Path) -> None:
-    """Accuracy and TVD against the number of training automata (v1 figure 9); means over seeds, bars to the extremes.
+    """Draws accuracy and TVD against the number of training automata (v1 figure 9): means over seeds, bars to extremes.
 
-    ``ngram``: name, accuracy and TVD of an in-context n-gram model. Published values of the models that are drawn
-    appear dashed with open markers. ``path`` without a suffix.
+    ``ngram`` holds the name, accuracy and TVD of an in-context n-gram model. The published values of the drawn models
+    are dashed, with open markers. ``path`` has no suffix.
     """
-    figure = _figure(7.6, 4.1)
+    figure = new_figure(7.6, 4.1)
     panels = (
         (accuracy, published.REGBENCH_ACCURACY, ngram[1], "accuracy on held-out automata"),
         (tvd, published.REGBENCH_TVD, ngram[2], "TVD on held-out automata"),
@@ -47,7 +46,7 @@ def draw_regbench(accuracy: Curves, tvd: Curves, ngram: tuple[str, float, float]
     for axes, (curves, reference, level, label) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.axhline(level, color="0.5", linewidth=1.0, linestyle=":")
         for model in curves:
-            color, marker = STYLES.get(model, OTHER)
+            color, marker = STYLES.get(model, OTHER_STYLE)
             if model in reference:
                 axes.plot(published.REGBENCH_NUM_TRAIN, reference[model], marker, color=color, **PUBLISHED_STYLE)
         for model, points in curves.items():
@@ -61,17 +60,20 @@ def draw_regbench(accuracy: Curves, tvd: Curves, ngram: tuple[str, float, float]
         axes.grid(alpha=0.25)
     notes = [
         Line2D([], [], color="0.3", marker="o", label="measured here", linewidth=1.6, markersize=5),
-        # The dictionary mixes types of values.
+        # mypy: the values of the dictionary have several types.
         Line2D([], [], color="0.3", marker="o", label="published", **PUBLISHED_STYLE),  # type: ignore[arg-type]
         Line2D([], [], color="0.5", linestyle=":", label=f"in-context {ngram[0]}"),
     ]
     _legend(figure, accuracy, notes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mqar(panels: Mapping[str, Curves], path: Path) -> None:
-    """Accuracy at the queries against the width, a panel for each title (arXiv 2312.04927, figure 2)."""
-    figure = _figure(max(2.4 * len(panels) + 0.6, 4.4), 3.8)
+    """Draws accuracy at the queries against the width of the model, one panel per title (arXiv 2312.04927, figure 2).
+
+    ``path`` has no suffix.
+    """
+    figure = new_figure(max(2.4 * len(panels) + 0.6, 4.4), 3.8)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         for model, points in curves.items():
@@ -86,11 +88,11 @@ def draw_mqar(panels: Mapping[str, Curves], path: Path) -> None:
         axes.grid(alpha=0.25)
     all_axes[0].set_ylabel("accuracy at the queries")
     _legend(figure, {model for curves in panels.values() for model in curves}, [])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curve(axes: Axes, model: str, points: Mapping[int, Sequence[float]]) -> None:
-    color, marker = STYLES.get(model, OTHER)
+    color, marker = STYLES.get(model, OTHER_STYLE)
     xs = sorted(points)
     means = [sum(points[x]) / len(points[x]) for x in xs]
     spread = [
@@ -103,19 +105,7 @@ def _curve(axes: Axes, model: str, points: Mapping[int, Sequence[float]]) -> Non
 def _legend(figure: Figure, models: Collection[str], notes: list[Line2D]) -> None:
     lines = []
     for model in [*(name for name in STYLES if name in models), *sorted(set(models) - set(STYLES))]:
-        color, marker = STYLES.get(model, OTHER)
+        color, marker = STYLES.get(model, OTHER_STYLE)
         lines.append(Line2D([], [], color=color, marker=marker, label=model.replace("_", " "), markersize=5))
     columns = max(2, int(figure.get_figwidth() / 1.5))
     figure.legend(handles=[*lines, *notes], loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
-    figure.savefig(path.with_suffix(".pdf"))

@@ -1,4 +1,4 @@
-"""Two small tokenizers: SentencePiece trained on built-in stories, and GPT-2's format with a handful of merges."""
+"""Two small tokenizers: SentencePiece trained on built-in stories, and one in GPT-2's format with five merges."""
 
 import json
 

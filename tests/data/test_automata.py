@@ -1,4 +1,4 @@
-"""Automata: minimisation, canonical form, the distribution they are drawn from, and scores of problems."""
+"""Automata: minimisation, canonical form, the distribution of random automata, and scores of problems."""
 
 import itertools
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from mosaics_jax.data.automata import (
-    IGNORED,
     SEPARATOR,
-    TEXT,
     AutomataConfig,
     as_problem,
     canonical,
     draw_automaton,
     draw_problem,
 )
+from mosaics_jax.shapes import IGNORED
 
 CONFIG = AutomataConfig()
+TEXT = ".abcdefghijklmnopqr|"  # the token ids 0 to 19 as characters
 
 
 def random_edges(rng, states, symbols):
@@ -78,12 +78,12 @@ def test_equal_languages_have_equal_forms():
     for trial in range(100):
         states = 3 + trial % 6
         edges = random_edges(rng, states, 3)
-        # The same automaton with the states other than the start in another order, ...
+        # The same automaton with its states, except the start, in another order, ...
         names = [0, *(1 + rng.permutation(states - 1))]
         renamed: list[dict[int, int]] = [{}] * states
         for state, out in enumerate(edges):
             renamed[names[state]] = {symbol: int(names[out[symbol]]) for symbol in reversed(out)}
-        # ... and with every state twice, edges going to either copy.
+        # ... and with two copies of every state, where each edge leads to either copy.
         doubled = [
             {symbol: target + states * int(rng.integers(2)) for symbol, target in out.items()} for out in edges * 2
         ]
@@ -96,10 +96,10 @@ def test_equal_languages_have_equal_forms():
 
 
 def test_known_automaton():
-    # (ab)* and its beginnings, written with four states where two do; state 4 is unreachable.
+    # (ab)* and its prefixes, with four states where two suffice; state 4 is unreachable.
     edges = [{1: 1}, {2: 2}, {1: 3}, {2: 0}, {5: 0}]
     assert canonical(edges).edges == (((1, 1),), ((2, 0),))
-    # The end of one word tells these apart only after three steps.
+    # The shortest word that distinguishes the first two states has three symbols.
     assert len(canonical([{1: 1}, {1: 2}, {1: 3}, {1: 3, 2: 3}]).edges) == 4
 
 
@@ -194,9 +194,9 @@ def test_scores():
         probabilities, scored = problem.distributions, problem.targets != IGNORED
         assert scored.sum() == (tokens != SEPARATOR).sum() - 1
         np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=1e-6)
-        # What comes is possible, and the automaton's own greatest output is right.
+        # Every target has a probability above 0.
         assert (probabilities[scored, problem.targets[scored]] > 0).all()
-        # The uniform distribution's distance, worked out word by word.
+        # The distance of the uniform distribution, computed word by word.
         distances = []
         for number, word in enumerate("".join(TEXT[token] for token in tokens).split("|")):
             for length in range(number == 0, len(word) + 1):
@@ -204,7 +204,7 @@ def test_scores():
                 for char in word[:length]:
                     state = dict(automaton.edges[state])[TEXT.index(char)]
                 distances.append(1 - len(automaton.edges[state]) / 20)
-        distances = distances[:-1]  # after the last token nothing is asked
+        distances = distances[:-1]  # the last token has no next token
         expected = 0.5 * abs(probabilities - 1 / 20).sum(axis=-1)
         np.testing.assert_allclose(expected, distances, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Every format is read as it should be, and every kind of bad file is refused with its name and line."""
+"""Every format is read correctly, and every kind of bad file is refused with its name and line."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ COMPRESSIONS = pytest.mark.parametrize(
     [("a.txt", AS_STORIES), ("a.jsonl", AS_JSONL), ("a.jsonl", AS_STORIES)],
     ids=["stories", "jsonl", "strings in jsonl"],
 )
-def test_json_documents_come_out_as_written(tmp_path, name, content, compress, suffix):
+def test_json_documents_are_read_as_written(tmp_path, name, content, compress, suffix):
     path = tmp_path / (name + suffix)
     path.write_bytes(compress(content.encode()))
     assert list(read_documents([str(path)])) == DOCUMENTS
@@ -53,7 +53,7 @@ def test_details_of_the_formats(tmp_path, content, documents):
     assert list(read_documents([str(path)])) == documents
 
 
-def test_files_are_sorted_and_taken_once(tmp_path):
+def test_files_are_sorted_and_read_once(tmp_path):
     for name in ("b.txt", "a.txt", "c.dat"):
         (tmp_path / name).write_text(name)
     pattern = str(tmp_path / "*.txt")
@@ -61,7 +61,7 @@ def test_files_are_sorted_and_taken_once(tmp_path):
     assert list(read_documents([pattern])) == ["a.txt", "b.txt"]
 
 
-def test_reading_tells_how_far_it_is(tmp_path):
+def test_the_bytes_of_each_read_are_reported(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(AS_STORIES.encode()))
     counts: list[int] = []

@@ -1,4 +1,4 @@
-"""The signal of moons: its periods, its observers, its windows."""
+"""The signals of moons: periods, observers and windows."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def test_sets_of_other_sizes_have_the_least_total_periods(moons):
     assert all(len(set(periods)) == moons for periods in sets)
 
 
-def test_a_signal_is_its_moons():
+def test_a_signal_is_the_sine_and_cosine_of_each_moon():
     x = trajectory(parse("0.5,1,2"), 400, 44.0)
     time = np.arange(400) / 44.0
     for moon, period in enumerate((0.5, 1.0, 2.0)):
@@ -59,7 +59,7 @@ def test_the_planet_sees_the_other_moons_from_the_last():
     np.testing.assert_array_equal(planet[:, 4:6], sun[:, 4:6])
 
 
-def test_batches_depend_on_seed_and_number_alone():
+def test_batches_depend_on_seed_and_number_only():
     config = MoonsConfig(batch_size=8, context_length=50)
     first, second = (batch for _, batch in zip(range(2), windows(config, seed=3), strict=False))
     again = next(iter(windows(config, seed=3)))

@@ -1,11 +1,12 @@
-"""Multi-query associative recall: pairs, queries, and where the queries stand."""
+"""Multi-query associative recall: pairs, queries, and the positions of queries."""
 
 import numpy as np
 import pytest
 
 from mosaics_jax.data import mqar
-from mosaics_jax.data.mqar import IGNORED, MQARConfig, sequences, training_batches
+from mosaics_jax.data.mqar import MQARConfig, sequences, training_batches
 from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import IGNORED
 
 
 @pytest.mark.parametrize(
@@ -23,27 +24,27 @@ def test_every_query_has_the_value_of_its_key(config):
     assert values.min() >= half and values.max() < config.vocab_size
     assert inputs.min() >= 0 and inputs.max() < config.vocab_size
     for row in range(200):
-        places = np.flatnonzero(targets[row] != IGNORED)
-        assert len(places) == pairs
-        assert (places >= 2 * pairs).all() and (places % 2 == 0).all()
+        positions = np.flatnonzero(targets[row] != IGNORED)
+        assert len(positions) == pairs
+        assert (positions >= 2 * pairs).all() and (positions % 2 == 0).all()
         values_of = dict(zip(keys[row].tolist(), values[row].tolist(), strict=True))
         assert len(values_of) == len(set(values_of.values())) == pairs
-        # Each key is asked for once, and its value is the answer.
-        assert {int(inputs[row, place]): int(targets[row, place]) for place in places} == values_of
+        # Each key is a query once, and its value is the target.
+        assert {int(inputs[row, position]): int(targets[row, position]) for position in positions} == values_of
 
 
-def test_gaps_follow_the_power_law():
+def test_positions_of_queries_follow_the_power_law():
     config = MQARConfig(vocab_size=200, context_length=42, num_pairs=1)
     for power in (0.01, 1.0):
         config = MQARConfig(vocab_size=200, context_length=42, num_pairs=1, power=power)
-        places = np.argmax(sequences(config, 1, 40_000)["targets"] != IGNORED, axis=1)
+        positions = np.argmax(sequences(config, 1, 40_000)["targets"] != IGNORED, axis=1)
         weights = np.arange(1.0, 21) ** (power - 1)
         expected = weights / weights.sum()
-        share = np.bincount((places - 2) // 2, minlength=20) / 40_000
+        share = np.bincount((positions - 2) // 2, minlength=20) / 40_000
         assert (abs(share - expected) < 4.5 * np.sqrt(expected / 40_000)).all()
 
 
-def test_gaps_of_several_pairs_are_drawn_one_after_the_other_without_replacement():
+def test_positions_of_several_queries_are_drawn_without_replacement():
     batch = sequences(MQARConfig(vocab_size=100, context_length=16, num_pairs=3, power=0.5), 2, 60_000)
     weights = np.arange(1.0, 6) ** -0.5
     keys = batch["inputs"][:, 0:6:2]

@@ -1,4 +1,4 @@
-"""The place in endless training data is one number, the same in all processes: any number of them goes on from it."""
+"""The position in endless training data is one number, from which any number of processes resumes."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ BATCH = 6
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """Functions of (process, processes) by name."""
+    """Functions of (process_index, process_count), by name."""
     small = regbench.RegBenchConfig(num_train=20, num_validation=1, num_test=1)
     problems = regbench.open_regbench(small, AutomataConfig(), tmp_path_factory.mktemp("cache"), progress=False).train
     sequences = mqar.sequences(mqar.MQARConfig(vocab_size=64, context_length=16, num_pairs=2), seed=0, count=20)
@@ -26,7 +26,7 @@ def datasets(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["windows", "moons", "regbench", "mqar"])
-def test_two_processes_go_on_where_one_was_and_three_where_these_were(name, datasets):
+def test_two_processes_resume_after_one_and_three_after_two(name, datasets):
     whole = iter(datasets[name](0, 1))
     for _ in range(5):  # into the second epoch of 20
         next(whole)

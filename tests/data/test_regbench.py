@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mosaics_jax.data import regbench
-from mosaics_jax.data.automata import IGNORED, PAD, AutomataConfig, canonical
+from mosaics_jax.data.automata import PAD, AutomataConfig, canonical
 from mosaics_jax.data.regbench import (
     BatchConfig,
     Problems,
@@ -22,6 +22,7 @@ from mosaics_jax.data.regbench import (
     training_batches,
 )
 from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import IGNORED
 
 AUTOMATA = AutomataConfig()
 SMALL = RegBenchConfig(num_train=70, num_validation=12, num_test=9, data_seed=3)
@@ -29,7 +30,7 @@ FIELDS = [field.name for field in dataclasses.fields(Problems)]
 
 
 def digest(benchmark):
-    """Of all arrays that the splits are cut from."""
+    """A digest of all arrays that the splits are views of."""
     content = hashlib.sha256()
     for field in FIELDS[:2]:
         content.update(getattr(benchmark.train, field).tobytes())
@@ -39,12 +40,12 @@ def digest(benchmark):
 
 
 def automata_of(problems):
-    """Canonical forms, from the tables of the problems."""
-    found = []
+    """The canonical automata of the transition tables of the problems."""
+    automata = []
     for table in problems.transitions:
         edges = [{token: int(row[token]) for token in np.flatnonzero(row >= 0).tolist()} for row in table]
-        found.append(canonical([out for out in edges if out]))
-    return found
+        automata.append(canonical([out for out in edges if out]))
+    return automata
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def test_splits_share_no_automaton_where_few_can_be_drawn(tmp_path):
     automata = dataclasses.replace(AUTOMATA, min_states=2, max_states=3, min_symbols=1, max_symbols=2, max_edges=1)
     config = RegBenchConfig(num_train=100, num_validation=50, num_test=50)
     benchmark = open_regbench(config, automata, tmp_path)
-    found = [form for split in (benchmark.train, benchmark.validation, benchmark.test) for form in automata_of(split)]
-    assert len(set(found)) == 200
-    # Of an automaton that is drawn again the first problem is kept, or larger sets would change smaller ones.
+    splits = (benchmark.train, benchmark.validation, benchmark.test)
+    assert len({automaton for split in splits for automaton in automata_of(split)}) == 200
+    # The first problem of an automaton is kept when the automaton is drawn again: sets of all sizes begin alike.
     smaller = open_regbench(dataclasses.replace(config, num_train=20), automata, tmp_path)
     for index in range(20):
         np.testing.assert_array_equal(smaller.train[index].inputs, benchmark.train[index].inputs)
@@ -90,7 +91,7 @@ def test_a_small_training_set_begins_a_larger_one(benchmark, tmp_path):
 def test_seeds(benchmark, tmp_path):
     other = open_regbench(dataclasses.replace(SMALL, data_seed=4), AUTOMATA, tmp_path, progress=False)
     assert not set(automata_of(other.test)) & set(automata_of(benchmark.test))
-    # A change of what a seed gives needs a new VERSION: caches of both would go by one name.
+    # A change of the problems of a seed needs a new VERSION, or old and new caches would have one name.
     assert digest(benchmark) == "f560cf9a6ec4430ac66a9b029090b4354678eba078a4f4656d0efaebb566108f"
 
 
@@ -126,7 +127,7 @@ def test_cache(benchmark, cache_dir, tmp_path, monkeypatch):
     (directory,) = tmp_path.iterdir()
     assert sorted(path.name for path in directory.iterdir()) == sorted(["meta.json", *(f"{f}.npy" for f in FIELDS)])
 
-    # Another config or version goes by another name; both stay.
+    # Another config or version has another name; both caches are kept.
     open_regbench(SMALL, dataclasses.replace(AUTOMATA, max_words=12), tmp_path, progress=False)
     assert (len(generated), len(list(tmp_path.iterdir()))) == (2, 2)
     with monkeypatch.context() as patch:
@@ -134,7 +135,7 @@ def test_cache(benchmark, cache_dir, tmp_path, monkeypatch):
         open_regbench(SMALL, AUTOMATA, tmp_path, progress=False)
     assert (len(generated), len(list(tmp_path.iterdir()))) == (3, 3)
 
-    # A damaged one, or one that is not what its name says, is made again.
+    # A cache that is damaged, or whose content does not belong to its name, is made again.
     meta = json.loads((directory / "meta.json").read_text())
     damages = [
         lambda: (directory / "tokens.npy").write_bytes((directory / "tokens.npy").read_bytes()[:-1] + b"\x00"),
@@ -161,7 +162,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_more_automata_than_there_are(tmp_path):
+def test_too_few_different_automata(tmp_path):
     automata = dataclasses.replace(
         AUTOMATA, min_states=2, max_states=2, min_symbols=1, max_symbols=1, max_edges=1, max_word_length=1
     )
@@ -177,7 +178,7 @@ def epochs(problems, config, seed, count, *processes, **row_multiple):
 
 
 def rows_of(batches):
-    """Tokens of the rows that are not padding as a whole, without their padding."""
+    """The tokens of all rows that hold a problem, without padding."""
     return [tuple(row[row != PAD].tolist()) for batch in batches for row in batch["inputs"] if (row != PAD).any()]
 
 
@@ -185,14 +186,14 @@ def rows_of(batches):
 def test_each_epoch_holds_every_problem_once(benchmark, sort_batches):
     config = BatchConfig(batch_size=16, sort_batches=sort_batches)
     expected = sorted(tuple(benchmark.train[i].inputs.tolist()) for i in range(70))
-    found = epochs(benchmark.train, config, 0, 3)
-    orders = [rows_of(epoch) for epoch in found]
+    three_epochs = epochs(benchmark.train, config, 0, 3)
+    orders = [rows_of(epoch) for epoch in three_epochs]
     assert all(sorted(order) == expected for order in orders)
     assert len({tuple(order) for order in orders}) == 3
-    assert all(len(epoch) == 5 for epoch in found)
-    assert all(batch["inputs"].shape[0] == 16 for epoch in found for batch in epoch)
-    # Which problems the batch that is not full holds is left to chance.
-    partial = [frozenset(rows_of([b])) for epoch in found for b in epoch if len(rows_of([b])) == 6]
+    assert all(len(epoch) == 5 for epoch in three_epochs)
+    assert all(batch["inputs"].shape[0] == 16 for epoch in three_epochs for batch in epoch)
+    # The incomplete batch holds other problems in every epoch.
+    partial = [frozenset(rows_of([b])) for epoch in three_epochs for b in epoch if len(rows_of([b])) == 6]
     assert len(set(partial)) == 3
 
 
@@ -234,7 +235,7 @@ def test_order_depends_on_seed_and_epoch_alone(benchmark):
     whole = [batch for epoch in epochs(benchmark.train, config, 5, 2) for batch in epoch]
     other = epochs(benchmark.train, config, 6, 1)[0]
     assert rows_of(whole[:5]) != rows_of(other)
-    # Each process has its rows of the same batch, and restarts by number.
+    # Each process has its rows of the same batch, and resumes from the number of a batch.
     halves = []
     for index in range(2):
         batches = iter(training_batches(benchmark.train, config, 5, index, 2))
@@ -254,8 +255,8 @@ def test_evaluation_batches(benchmark):
     for batch in batches:
         mass = batch["distributions"].sum(axis=-1)
         np.testing.assert_allclose(mass, batch["inputs"] != PAD, atol=1e-6)
-        rows, places = np.nonzero(batch["targets"] != IGNORED)
-        assert (batch["distributions"][rows, places, batch["targets"][rows, places]] > 0).all()
+        rows, positions = np.nonzero(batch["targets"] != IGNORED)
+        assert (batch["distributions"][rows, positions, batch["targets"][rows, positions]] > 0).all()
     parts = [list(evaluation_batches(benchmark.test, config, index, 2)) for index in range(2)]
     for left, right, batch in zip(*parts, batches, strict=True):
         for name in batch:

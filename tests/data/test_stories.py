@@ -1,4 +1,4 @@
-"""The built-in stories are many, well-formed, reproducible, and need their beginning at their end."""
+"""The built-in stories are many, well-formed and reproducible, and their ends depend on their beginnings."""
 
 import hashlib
 import re
@@ -22,13 +22,13 @@ def test_stories_are_well_formed(story_texts):
         assert story.count('"') % 2 == 0 and re.search(r'[.!?]"?$', story), story
 
 
-def test_vocabulary_is_of_a_child():
+def test_the_vocabulary_is_small():
     words = {word for story in stories(2, 3000) for word in re.findall(r"[a-z']+", story.lower())}
     assert 600 <= len(words) <= 1000
 
 
-def test_the_end_needs_a_name_from_the_beginning(story_texts):
-    """The last third of every story says a name that its first third gave."""
+def test_the_end_repeats_a_name_from_the_beginning(story_texts):
+    """The last third of every story contains a name from its first third."""
     for story in story_texts:
         words = re.findall(r"\b[A-Z][a-z]+\b", story)
         third = len(words) // 3
@@ -37,7 +37,7 @@ def test_the_end_needs_a_name_from_the_beginning(story_texts):
 
 
 def test_stories_stay_the_same():
-    """Under any Python, numpy and hash seed: a change of words or plots changes this figure, and nothing else may."""
+    """Under any Python, numpy and hash seed. Only a change of words or plots may change this digest."""
     text = "\n".join(stories(7, 20))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7d7f7d8e3b9dc323"
     assert list(stories(7, 3)) == list(stories(7, 20))[:3]

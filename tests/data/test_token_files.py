@@ -1,4 +1,4 @@
-"""Token directories hold what was read, whole or not at all, and tell damage and a wrong tokenizer."""
+"""Token directories are complete or absent; damage and a wrong tokenizer are detected."""
 
 import json
 import os
@@ -14,7 +14,14 @@ import pytest
 
 from mosaics_jax.data import token_files
 from mosaics_jax.data.stories import stories, write_corpus
-from mosaics_jax.data.token_files import TokenFile, cached_sentencepiece, cached_tokens, is_token_directory, prepare
+from mosaics_jax.data.token_files import (
+    TokenFile,
+    cached_sentencepiece,
+    cached_tokens,
+    describe_files,
+    is_token_directory,
+    prepare,
+)
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 
@@ -104,8 +111,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_leaves_nothing(corpus, sentencepiece, tmp_path, kill):
-    """Killed while its workers are at work; the workers end too, and the next run removes what is left."""
+def test_a_killed_run_leaves_nothing(corpus, sentencepiece, tmp_path, kill):
+    """The run is killed while its workers tokenize. The workers end too, and the next run removes what is left."""
     sentencepiece.save(tmp_path)
     (tmp_path / "run.py").write_text(ENDLESS_RUN)
     run = subprocess.Popen(
@@ -121,7 +128,7 @@ def test_killed_run_leaves_nothing(corpus, sentencepiece, tmp_path, kill):
             assert run.poll() is None
             time.sleep(0.05)
         run.send_signal(kill)
-        run.communicate(timeout=60)  # the workers hold the pipe: it ends when the last of them has
+        run.communicate(timeout=60)  # the pipe is closed when the last worker has ended
     finally:
         run.kill()
     assert run.returncode != 0
@@ -131,7 +138,7 @@ def test_killed_run_leaves_nothing(corpus, sentencepiece, tmp_path, kill):
     assert {path.name for path in tmp_path.iterdir()} == {"run.py", "tokenizer.model", "tokens"}
 
 
-def test_temporary_of_a_live_run_is_left_alone(corpus, sentencepiece, tmp_path):
+def test_the_temporary_directory_of_a_live_run_is_kept(corpus, sentencepiece, tmp_path):
     with pytest.raises(FileExistsError), staging.directory(tmp_path / "tokens") as other:
         prepare([corpus], sentencepiece, tmp_path / "tokens")
         assert other.is_dir()
@@ -144,7 +151,7 @@ def edit_meta(directory: Path, **fields) -> None:
     (directory / "meta.json").write_text(json.dumps(meta | fields))
 
 
-def test_damaged_token_files_are_told(prepared, sentencepiece):
+def test_damaged_token_files_are_refused(prepared, sentencepiece):
     tokens, meta = prepared.directory / "tokens.bin", prepared.directory / "meta.json"
     good = contents(prepared.directory)
 
@@ -188,20 +195,20 @@ def test_another_tokenizer_is_refused(prepared, sentencepiece, gpt2):
 
 
 def test_text_is_tokenized_once(corpus, sentencepiece, gpt2, tmp_path, monkeypatch):
-    first = cached_tokens([corpus], sentencepiece, tmp_path / "cache")
+    first = cached_tokens(describe_files([corpus]), sentencepiece, tmp_path / "cache")
     assert is_token_directory(first.directory) and not is_token_directory(tmp_path)
     copy = shutil.copy(corpus, tmp_path / "copy.txt")
     with monkeypatch.context() as patch:
         patch.setattr(token_files, "_write_tokens", None)  # would fail if it were called
-        assert cached_tokens([copy], sentencepiece, tmp_path / "cache").directory == first.directory
-    assert cached_tokens([corpus], gpt2, tmp_path / "cache").directory != first.directory
+        assert cached_tokens(describe_files([copy]), sentencepiece, tmp_path / "cache").directory == first.directory
+    assert cached_tokens(describe_files([corpus]), gpt2, tmp_path / "cache").directory != first.directory
     copy.write_text('"another text"')
-    assert cached_tokens([copy], sentencepiece, tmp_path / "cache").meta.documents == 1
+    assert cached_tokens(describe_files([copy]), sentencepiece, tmp_path / "cache").meta.documents == 1
     (first.directory / "tokens.bin").write_bytes(b"damaged")
-    assert cached_tokens([corpus], sentencepiece, tmp_path / "cache").meta == first.meta
+    assert cached_tokens(describe_files([corpus]), sentencepiece, tmp_path / "cache").meta == first.meta
 
 
 def test_tokenizer_is_trained_once(corpus, tmp_path, monkeypatch):
-    first = cached_sentencepiece([corpus], 400, tmp_path)
+    first = cached_sentencepiece(describe_files([corpus]), 400, tmp_path)
     monkeypatch.setattr(token_files, "train_sentencepiece", None)
-    assert cached_sentencepiece([corpus], 400, tmp_path).fingerprint() == first.fingerprint()
+    assert cached_sentencepiece(describe_files([corpus]), 400, tmp_path).fingerprint() == first.fingerprint()

@@ -1,4 +1,4 @@
-"""Any text round-trips, no text makes an end of text, and damaged or unfit tokenizers are refused."""
+"""Any text round-trips, no text encodes to end_of_text, and damaged or unsuitable tokenizers are refused."""
 
 import io
 
@@ -28,7 +28,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_any_text_round_trips_and_ends_nothing(tokenizer, text):
+def test_any_text_round_trips_without_end_of_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode_bytes(ids) == text.encode()
@@ -42,7 +42,7 @@ def test_stories_round_trip_in_a_batch(tokenizer, story_texts):
     assert batch[7] == tokenizer.encode(story_texts[7])
 
 
-def test_end_of_text_reads_as_such(tokenizer):
+def test_end_of_text_is_decoded(tokenizer):
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.end_of_text]) == "a<|endoftext|>"
 
 
@@ -61,7 +61,7 @@ def test_stream_that_ends_within_a_character(tokenizer):
     assert decoder.push(tokenizer.encode("a")[0]) == "a"
 
 
-def test_saved_and_loaded_is_the_same(tokenizer, tmp_path, story_texts):
+def test_a_saved_tokenizer_is_loaded_unchanged(tokenizer, tmp_path, story_texts):
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert (loaded.kind, loaded.vocab_size, loaded.end_of_text, loaded.fingerprint()) == (
@@ -89,7 +89,7 @@ def test_training_is_reproducible(sentencepiece, story_texts, tmp_path):
     assert load_tokenizer(tmp_path / "new" / "tokenizer.model").fingerprint() == again.fingerprint()
 
 
-def test_vocabulary_that_the_text_does_not_allow(story_texts):
+def test_vocabulary_sizes_that_the_text_does_not_allow(story_texts):
     with pytest.raises(UserError, match=r"vocab_size=100 is too small: .* need 3\d\d"):
         train_sentencepiece(story_texts, 100)
     with pytest.raises(UserError, match=r"vocab_size=90000 is too large: this text yields at most \d+"):
@@ -107,7 +107,7 @@ def test_sample_is_spread_over_the_documents():
 
 
 def foreign_model(story_texts, **options):
-    """A SentencePiece model as others make them, with sentence marks."""
+    """A SentencePiece model with default options, which has sentence marks."""
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(story_texts),
@@ -130,7 +130,7 @@ def test_models_made_elsewhere(story_texts):
         SentencePieceTokenizer(foreign_model(story_texts, eos_id=-1))
 
 
-def test_text_that_is_no_unicode(sentencepiece):
+def test_text_with_a_lone_surrogate(sentencepiece):
     with pytest.raises(UserError, match="surrogate"):
         sentencepiece.encode("a\udcff")
 

@@ -1,17 +1,18 @@
-"""Batches are what they say: random ones a function of seed and index, evaluation ones every token once."""
+"""Random windows are a function of seed and index; evaluation windows predict every token once."""
 
 import grain
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mosaics_jax.data.windows import IGNORED, evaluation_windows, random_windows
+from mosaics_jax.data.windows import evaluation_windows, random_windows
 from mosaics_jax.errors import UserError
+from mosaics_jax.shapes import IGNORED
 
-TOKENS = np.arange(1000, dtype=np.uint16)  # each token is its own place
+TOKENS = np.arange(1000, dtype=np.uint16)  # each token is its own position
 
 
-def take(dataset, count):
+def first_batches(dataset, count):
     return [batch for batch, _ in zip(dataset, range(count), strict=False)]
 
 
@@ -20,7 +21,7 @@ def equal(left, right):
 
 
 def test_random_windows_are_windows():
-    for batch in take(random_windows(TOKENS, context=7, batch_size=4, seed=0), 20):
+    for batch in first_batches(random_windows(TOKENS, context=7, batch_size=4, seed=0), 20):
         assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
             "inputs": ((4, 7), np.int32),
             "targets": ((4, 7), np.int32),
@@ -29,20 +30,20 @@ def test_random_windows_are_windows():
         np.testing.assert_array_equal(np.diff(batch["inputs"]), 1)
 
 
-def test_random_windows_reach_every_place_equally():
-    starts = np.concatenate([b["inputs"][:, 0] for b in take(random_windows(TOKENS[:12], 7, 500, seed=0), 20)])
+def test_random_windows_start_at_every_position_equally():
+    starts = np.concatenate([b["inputs"][:, 0] for b in first_batches(random_windows(TOKENS[:12], 7, 500, seed=0), 20)])
     counts = np.bincount(starts)
     assert len(counts) == 5  # starts 0 to 4: the last target is the last token
     np.testing.assert_allclose(counts / len(starts), 0.2, atol=0.02)
-    shortest = take(random_windows(TOKENS[:8], 7, 3, seed=0), 1)[0]
+    shortest = first_batches(random_windows(TOKENS[:8], 7, 3, seed=0), 1)[0]
     np.testing.assert_array_equal(shortest["targets"], [range(1, 8)] * 3)
 
 
 def test_random_windows_depend_on_seed_and_index_alone():
-    first = take(random_windows(TOKENS, 7, 4, seed=3), 3)
-    assert all(map(equal, first, take(random_windows(TOKENS, 7, 4, seed=3), 3)))
+    first = first_batches(random_windows(TOKENS, 7, 4, seed=3), 3)
+    assert all(map(equal, first, first_batches(random_windows(TOKENS, 7, 4, seed=3), 3)))
     assert not equal(first[0], first[1])
-    assert not equal(first[0], take(random_windows(TOKENS, 7, 4, seed=4), 1)[0])
+    assert not equal(first[0], first_batches(random_windows(TOKENS, 7, 4, seed=4), 1)[0])
     # A recorded batch: the bits of Philox do not change from version to version.
     np.testing.assert_array_equal(first[0]["inputs"][:, 0], [952, 673, 132, 943])
 
@@ -52,8 +53,8 @@ def test_random_windows_depend_on_seed_and_index_alone():
 )
 @pytest.mark.parametrize("process_count", [2, 3])
 def test_processes_share_the_global_batch(windows, process_count):
-    whole = take(windows(), 30)
-    parts = [take(windows(process, process_count), 30) for process in range(process_count)]
+    whole = first_batches(windows(), 30)
+    parts = [first_batches(windows(process, process_count), 30) for process in range(process_count)]
     assert {len(part) for part in parts} == {len(whole)}
     for index, batch in enumerate(whole):
         for key in batch:

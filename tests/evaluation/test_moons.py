@@ -1,4 +1,4 @@
-"""Continuations and error curves of moon networks: against recorded ones, naive generation and their definitions."""
+"""Continuations and error curves of moon networks against recorded arrays, naive generation and their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ NAMES = {"W_phi": "k_lin", "W_psi": "v_lin", "W_z": "out_proj"}
 
 
 def recorded(prefix):
-    """Recorded parameters as ours, in the present float type."""
+    """Recorded parameters in our layout and the default float type."""
     wide = jnp.zeros(()).dtype
     return {ours: complex_form(jnp.asarray(ARRAYS[f"{prefix}/{theirs}"], wide)) for ours, theirs in NAMES.items()}
 
@@ -25,7 +25,7 @@ def recorded(prefix):
 @pytest.mark.parametrize("context", [60, 300])
 @pytest.mark.parametrize("name", HEADS)
 def test_continuations_are_the_recorded_ones(x64, name, context, complete):
-    """To float32 rounding, which generation magnifies, now and then a thousandfold: by how much is measured here."""
+    """Equal up to float32 rounding, which generation can magnify a thousandfold: the test measures by how much."""
     prefix = f"{name}/gen{context}"
     config, params = MoonMosaicConfig(heads=HEADS[name]), recorded(prefix)
     x = jnp.asarray(ARRAYS[f"{prefix}/x"], jnp.float64)
@@ -45,7 +45,7 @@ def test_continuations_are_the_recorded_ones(x64, name, context, complete):
 
 
 def predict(params, heads, x):
-    """The prediction after the points x (n, C), as the equations have it."""
+    """The prediction after the points x (n, C), from the equations."""
     if len(x) == 1:
         return np.zeros(x.shape[1])
     phi, psi, z = (np.asarray(real_form(params[name])) for name in NAMES)
@@ -70,7 +70,7 @@ def test_generation_equals_running_the_network_again(x64, name):
             seen = x[b, :context]
             for step in range(6):
                 predicted = predict(params, HEADS[name], seen)
-                # Rounding of one step is magnified by those after it.
+                # Later steps magnify the rounding error of each step.
                 np.testing.assert_allclose(ours[b, row, step], predicted, atol=1e-7)
                 seen = np.concatenate([seen, predicted[None]])
 
@@ -79,7 +79,7 @@ def test_generation_equals_running_the_network_again(x64, name):
 @pytest.mark.parametrize(("ours", "theirs"), [("0.5,1,2.5", "train"), (HELD_OUT, "val")])
 @pytest.mark.parametrize("name", HEADS)
 def test_error_curves_are_the_recorded_ones(name, ours, theirs, authors_metric):
-    """Means over 30 contexts, since starts are drawn at random here and there; the two metrics differ by 0.1."""
+    """Compared by means over 30 contexts, since the random starts differ. The two metrics differ by 0.1."""
     x = evaluation_windows(MoonsConfig(), parse(ours), 32, seed=0)
     contexts, errors = error_curve(recorded(f"{name}/trained"), MoonMosaicConfig(heads=HEADS[name]), x, authors_metric)
     np.testing.assert_array_equal(contexts, np.arange(1, 776))
@@ -112,7 +112,7 @@ def test_knee_is_where_the_error_falls_and_stays():
     contexts = np.arange(1, 101)
     errors = np.where(contexts < 40, 1.0, 0.2)
     assert knee(contexts, errors) == 40
-    errors[20] = 0.1  # below the middle, but it does not stay
+    errors[20] = 0.1  # below the middle, but only here
     assert knee(contexts, errors) == 40
     assert knee(contexts, np.linspace(0.1, 1.0, 100)) is None
     assert knee(contexts[:5], errors[:5]) is None

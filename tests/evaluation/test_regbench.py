@@ -1,4 +1,4 @@
-"""Scores on RegBench: by hand, by a naive count, and whatever the batches."""
+"""Scores on RegBench: against values computed by hand, a naive count, and other batches."""
 
 import flax.linen as nn
 import jax
@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaics_jax.data.automata import IGNORED, SEPARATOR, VOCAB_SIZE, AutomataConfig
+from mosaics_jax.data.automata import SEPARATOR, VOCAB_SIZE, AutomataConfig
 from mosaics_jax.data.regbench import BatchConfig, RegBenchConfig, evaluation_batches, open_regbench
 from mosaics_jax.evaluation import published
 from mosaics_jax.evaluation.regbench import baselines, model_scorer, ngram, score
 from mosaics_jax.models import MemoryMosaic, MosaicConfig
+from mosaics_jax.shapes import IGNORED
 from mosaics_jax.training.mesh import make_mesh
 
 A, B, C = 1, 2, 3
@@ -24,7 +25,7 @@ def problems(tmp_path_factory):
 
 
 def naive_scores(problems, predict):
-    """Position by position, problem by problem, no padding: what `data.automata.Problem` says."""
+    """Scores computed position by position without padding, as `data.automata.Problem` defines them."""
     right, distance = [], []
     for index in range(len(problems)):
         problem = problems[index]
@@ -36,23 +37,23 @@ def naive_scores(problems, predict):
 
 
 def test_the_automaton_and_the_uniform_distribution(problems):
-    found = baselines(evaluation_batches(problems, BatchConfig(batch_size=4, pad_multiple=16)))
-    assert list(found) == ["automaton", "1-gram", "2-gram", "3-gram", "4-gram", "uniform"]
-    assert found["automaton"] == {"accuracy": 1.0, "tvd": pytest.approx(0.0, abs=1e-7)}
-    # Of 18 symbols k are allowed: one of them is hit with probability k/18, and half the sum of differences is
+    result = baselines(evaluation_batches(problems, BatchConfig(batch_size=4, pad_multiple=16)))
+    assert list(result) == ["automaton", "1-gram", "2-gram", "3-gram", "4-gram", "uniform"]
+    assert result["automaton"] == {"accuracy": 1.0, "tvd": pytest.approx(0.0, abs=1e-7)}
+    # With k of 18 symbols allowed, a uniform guess is correct with probability k/18, and half the sum of differences is
     # (k (1/k - 1/18) + (18 - k)/18) / 2 = 1 - k/18.
     edges = [(problems[i].distributions > 0).sum(axis=-1) for i in range(len(problems))]
     asked = [problems[i].targets != IGNORED for i in range(len(problems))]
     k, k_asked = np.concatenate(edges), np.concatenate([e[a] for e, a in zip(edges, asked, strict=True)])
-    assert found["uniform"]["tvd"] == pytest.approx(np.mean(1 - k / 18), abs=1e-6)
-    assert found["uniform"]["accuracy"] == pytest.approx(np.mean(k_asked) / 18, abs=1e-6)
+    assert result["uniform"]["tvd"] == pytest.approx(np.mean(1 - k / 18), abs=1e-6)
+    assert result["uniform"]["accuracy"] == pytest.approx(np.mean(k_asked) / 18, abs=1e-6)
     for name in ("2-gram", "3-gram", "4-gram"):
-        assert found[name]["accuracy"] > found["1-gram"]["accuracy"] > found["uniform"]["accuracy"]
-        assert found[name]["tvd"] < found["1-gram"]["tvd"] < found["uniform"]["tvd"]
+        assert result[name]["accuracy"] > result["1-gram"]["accuracy"] > result["uniform"]["accuracy"]
+        assert result[name]["tvd"] < result["1-gram"]["tvd"] < result["uniform"]["tvd"]
 
 
 def test_scores_by_hand():
-    # One problem of three positions and one of padding: state with edges a, b; word end; state with edge c alone.
+    # Three positions and one of padding: a state with edges a and b; the end of a word; a state with edge c only.
     distributions = np.zeros((1, 4, VOCAB_SIZE), np.float32)
     distributions[0, 0, [A, B]] = 0.5
     distributions[0, 1, [A, B]] = 0.5
@@ -63,9 +64,9 @@ def test_scores_by_hand():
         "distributions": distributions,
     }
     guess = np.zeros((1, 4, VOCAB_SIZE), np.float32)
-    guess[0, 0, SEPARATOR] = 1.0  # not asked for, but at distance 1
-    guess[0, 1, [B, C]] = 0.5  # two are the greatest, one of them allowed; at distance 1/2
-    guess[0, 2, C], guess[0, 2, A] = 0.75, 0.25  # right; at distance 1/4
+    guess[0, 0, SEPARATOR] = 1.0  # has no target, but distance 1
+    guess[0, 1, [B, C]] = 0.5  # two entries are the largest, one of them allowed; distance 1/2
+    guess[0, 2, C], guess[0, 2, A] = 0.75, 0.25  # correct; distance 1/4
     guess[0, 3, A] = 1.0
     assert score(lambda batch: guess, [batch]) == {"accuracy": 0.75, "tvd": pytest.approx(1.75 / 3)}
 
@@ -100,7 +101,7 @@ def test_ngrams_by_hand():
     np.testing.assert_allclose(ngram(tokens, 3), bigrams)
     # b a | a b a: after (b, a) nothing has come yet within a word, so (a) decides, which b followed.
     np.testing.assert_allclose(ngram([B, A, SEPARATOR, A, B, A], 3)[5], expected({B: 1})[0])
-    # a b c | b b c | a b: (a, b) was followed by c alone, (b) by c twice and b once.
+    # a b c | b b c | a b: (a, b) was followed by c only, (b) by c twice and b once.
     longer = [A, B, C, SEPARATOR, B, B, C, SEPARATOR, A, B]
     np.testing.assert_allclose(ngram(longer, 2)[9], expected({B: 1 / 3, C: 2 / 3})[0])
     np.testing.assert_allclose(ngram(longer, 3)[9], expected({C: 1})[0])
@@ -110,10 +111,10 @@ def test_ngrams_by_hand():
 def test_ngram_scores_are_those_of_a_naive_count(problems, order):
     batches = evaluation_batches(problems, BatchConfig(batch_size=3, pad_multiple=8))
     expected = naive_scores(problems, lambda inputs: ngram(inputs.tolist(), order))
-    found = baselines(batches)[f"{order}-gram"]
-    assert found["tvd"] == pytest.approx(expected["tvd"], abs=1e-6)
-    # Here argmax takes the first of several greatest, there all count by their share.
-    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.1)
+    result = baselines(batches)[f"{order}-gram"]
+    assert result["tvd"] == pytest.approx(expected["tvd"], abs=1e-6)
+    # argmax takes the first of several largest entries here; the scores are the mean over them.
+    assert result["accuracy"] == pytest.approx(expected["accuracy"], abs=0.1)
 
 
 def test_a_models_scores_are_those_of_a_naive_count_whatever_the_batches(problems):
@@ -134,9 +135,9 @@ def test_a_models_scores_are_those_of_a_naive_count_whatever_the_batches(problem
     evaluate = model_scorer(model)
     with jax.set_mesh(make_mesh("data:-1")):
         for batch in (BatchConfig(batch_size=8, pad_multiple=128), BatchConfig(batch_size=3, pad_multiple=64)):
-            found = evaluate(params, evaluation_batches(problems, batch))
-            assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-6)
-            assert found["tvd"] == pytest.approx(expected["tvd"], abs=1e-5)
+            result = evaluate(params, evaluation_batches(problems, batch))
+            assert result["accuracy"] == pytest.approx(expected["accuracy"], abs=1e-6)
+            assert result["tvd"] == pytest.approx(expected["tvd"], abs=1e-5)
 
 
 def test_published_values_have_one_for_each_size():

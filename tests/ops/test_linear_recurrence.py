@@ -1,11 +1,11 @@
-"""The chunked recurrence against the one position by position: answers, state and gradients; pieces and the whole."""
+"""The recurrence against its naive form: answers, state and gradients; pieces of a sequence against the whole."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaics_jax.ops.linear_recurrence import RecurrenceForm, linear_recurrence
+from mosaics_jax.ops.linear_recurrence import linear_recurrence, linear_recurrence_naive
 
 
 def arrays(time, shared, dtype=np.float64, strength=1.0):
@@ -23,14 +23,14 @@ def arrays(time, shared, dtype=np.float64, strength=1.0):
 def test_equals_the_naive_form(x64, time, shared):
     inputs = arrays(time, shared)
 
-    def scalar(form):
+    def scalar(run):
         def total(*inputs):
-            answers, state = linear_recurrence(*inputs, form=form)
+            answers, state = run(*inputs)
             return jnp.sum(jnp.sin(answers)) + jnp.sum(jnp.cos(state)), (answers, state)
 
         return jax.jit(jax.value_and_grad(total, argnums=tuple(range(5)), has_aux=True))(*inputs)
 
-    ours, naive = scalar(RecurrenceForm.CHUNKED), scalar(RecurrenceForm.NAIVE)
+    ours, naive = scalar(linear_recurrence), scalar(linear_recurrence_naive)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(naive), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
 

@@ -1,11 +1,11 @@
-"""The convolution by spectra against the one tap by tap, and this one against sums written out."""
+"""The convolution by FFT against the naive one, and the naive one against sums written out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaics_jax.ops.long_convolution import ConvolutionForm, long_convolution, quick_size
+from mosaics_jax.ops.long_convolution import fast_fft_size, long_convolution, long_convolution_naive
 
 SIZES = [(1, 1), (2, 2), (2, 5), (63, 63), (63, 1), (130, 130), (130, 64), (130, 200)]
 
@@ -16,9 +16,9 @@ def arrays(time, taps, dtype):
     return jnp.asarray(inputs, dtype), jnp.asarray(filters, dtype)
 
 
-def answers_and_gradients(form, inputs, filters):
+def answers_and_gradients(convolution, inputs, filters):
     def total(inputs, filters):
-        answers = long_convolution(inputs, filters, form)
+        answers = convolution(inputs, filters)
         return jnp.sum(jnp.sin(answers)), answers
 
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(inputs, filters)
@@ -26,7 +26,7 @@ def answers_and_gradients(form, inputs, filters):
 
 def compare(time, taps, dtype, **tolerance):
     inputs = arrays(time, taps, dtype)
-    ours, naive = (answers_and_gradients(form, *inputs) for form in (ConvolutionForm.FFT, ConvolutionForm.NAIVE))
+    ours, naive = (answers_and_gradients(form, *inputs) for form in (long_convolution, long_convolution_naive))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(naive), strict=True):
         assert one.dtype == other.dtype == dtype
         np.testing.assert_allclose(one, other, **tolerance)
@@ -49,11 +49,11 @@ def test_the_naive_form_is_the_sum(x64, time, taps):
     for t in range(time):
         for s in range(max(0, t - taps + 1), t + 1):
             expected[:, t] += filters[t - s] * inputs[:, s]
-    np.testing.assert_allclose(long_convolution(inputs, filters, ConvolutionForm.NAIVE), expected, rtol=1e-12)
+    np.testing.assert_allclose(long_convolution_naive(inputs, filters), expected, rtol=1e-12)
 
 
 def test_nothing_wraps_around(x64):
-    """An impulse at the last position shows there alone."""
+    """An impulse at the last position gives an answer there only."""
     inputs = jnp.zeros((1, 64, 1)).at[:, -1].set(1.0)
     answers = long_convolution(inputs, jnp.ones((64, 1)))
     np.testing.assert_allclose(answers, inputs, atol=1e-15)
@@ -67,8 +67,8 @@ def test_bfloat16_keeps_its_sums_in_float32():
     np.testing.assert_allclose(answers.astype(jnp.float32), exact, rtol=8e-3, atol=1e-4)
 
 
-def test_sizes_of_transforms():
-    assert [quick_size(n) for n in (1, 2, 3, 5, 7, 125, 575, 577, 1023, 1025)] == [
+def test_fft_sizes():
+    assert [fast_fft_size(n) for n in (1, 2, 3, 5, 7, 125, 575, 577, 1023, 1025)] == [
         2,
         2,
         4,

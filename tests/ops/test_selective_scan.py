@@ -1,13 +1,11 @@
-"""The selective scan against the sum over all pairs of positions: answers, states and gradients; pieces and whole."""
+"""The selective scan against its naive form: answers, states and gradients; pieces of a sequence against the whole."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaics_jax.ops.selective_scan import SelectiveForm, selective_scan
-
-# These tests compile for longer than they compute: at level 1 they do so faster.
+from mosaics_jax.ops.selective_scan import selective_scan, selective_scan_naive
 
 
 def arrays(time, dtype=np.float64, stride=1.0):
@@ -22,9 +20,9 @@ def arrays(time, dtype=np.float64, stride=1.0):
     return [jnp.asarray(a, dtype) for a in (x, step, rate, *maps, state)]
 
 
-def with_gradients(form, inputs):
+def with_gradients(scan, inputs):
     def total(*inputs):
-        y, state = selective_scan(*inputs, form=form)
+        y, state = scan(*inputs)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(state)), (y, state)
 
     return jax.jit(jax.value_and_grad(total, argnums=tuple(range(6)), has_aux=True))(*inputs)
@@ -33,20 +31,20 @@ def with_gradients(form, inputs):
 @pytest.mark.parametrize("time", [1, 2, 63, 130])
 def test_equals_the_naive_form(x64, time):
     inputs = arrays(time)
-    ours, naive = (with_gradients(form, inputs) for form in (SelectiveForm.CHUNKED, SelectiveForm.NAIVE))
+    ours, naive = (with_gradients(scan, inputs) for scan in (selective_scan, selective_scan_naive))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(naive), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_equals_the_naive_form_in_float32(assert_same):
-    def form(which):
-        return lambda *inputs: selective_scan(*inputs, form=which)[0]
+    def answers(scan):
+        return lambda *inputs: scan(*inputs)[0]
 
-    assert_same(form(SelectiveForm.NAIVE), [form(SelectiveForm.CHUNKED)], arrays(63, np.float32))
+    assert_same(answers(selective_scan_naive), [answers(selective_scan)], arrays(63, np.float32))
 
 
 def test_long_steps_neither_overflow_nor_are_nan():
-    value, gradients = with_gradients(SelectiveForm.AUTO, arrays(130, np.float32, stride=1e4))
+    value, gradients = with_gradients(selective_scan, arrays(130, np.float32, stride=1e4))
     assert all(np.isfinite(a).all() for a in jax.tree.leaves((value, gradients)))
 
 
@@ -54,7 +52,7 @@ def test_no_step_leaves_the_state_as_it_is():
     x, step, rate, input_, output, state = arrays(5, np.float32)
     y, after = selective_scan(x, jnp.zeros_like(step), rate, input_, output, state)
     np.testing.assert_array_equal(after, state)
-    np.testing.assert_allclose(y, jnp.einsum("bnc,btn->btc", state, output), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(y, jnp.einsum("bzc,btz->btc", state, output), rtol=1e-5, atol=1e-6)
 
 
 def test_pieces_equal_the_whole(x64):

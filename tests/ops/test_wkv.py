@@ -1,13 +1,11 @@
-"""WKV step by step against the weights of all pairs: answers, states and gradients, for keys of any size."""
+"""WKV against its naive form: answers, states and gradients, for keys of any size."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaics_jax.ops.wkv import WKVForm, WKVState, wkv
-
-# These tests compile for longer than they compute: at level 1 they do so faster.
+from mosaics_jax.ops.wkv import WKVState, wkv, wkv_naive
 
 
 def arrays(time, dtype=np.float64, offset=0.0):
@@ -23,9 +21,9 @@ def arrays(time, dtype=np.float64, offset=0.0):
     return [*inputs[:4], WKVState(*inputs[4:])]
 
 
-def with_gradients(form, inputs):
+def with_gradients(run, inputs):
     def total(*inputs):
-        y, state = wkv(*inputs, form=form)
+        y, state = run(*inputs)
         return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(state.weighted_BC) + jnp.sin(state.weights_BC)), (y, state)
 
     return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(inputs))), has_aux=True))(*inputs)
@@ -33,18 +31,18 @@ def with_gradients(form, inputs):
 
 @pytest.mark.parametrize(("time", "given"), [(1, 4), (1, 5), (2, 5), (63, 4), (130, 5)])
 def test_equals_the_naive_form(x64, time, given):
-    """With an empty past (4 inputs) and with a state (5)."""
+    """With 4 inputs the past is empty; the fifth is a state."""
     inputs = arrays(time)[:given]
-    ours, naive = (with_gradients(form, inputs) for form in (WKVForm.SCAN, WKVForm.NAIVE))
+    ours, naive = (with_gradients(run, inputs) for run in (wkv, wkv_naive))
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(naive), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_equals_the_naive_form_in_float32(assert_same):
-    def form(which):
-        return lambda *inputs: wkv(*inputs, form=which)[0]
+    def answers(run):
+        return lambda *inputs: run(*inputs)[0]
 
-    assert_same(form(WKVForm.NAIVE), [form(WKVForm.SCAN)], arrays(63, np.float32)[:4])
+    assert_same(answers(wkv_naive), [answers(wkv)], arrays(63, np.float32)[:4])
 
 
 def test_by_hand():
@@ -56,10 +54,10 @@ def test_by_hand():
 
 
 def test_large_keys_are_exact(x64):
-    """In float32, whose exp overflows at 89: what float64 gives, to the spacing of numbers near the keys."""
+    """In float32, whose exp overflows at 89, equal to float64 up to the spacing of floats near the keys."""
     inputs = arrays(63, np.float32, offset=200.0)
-    narrow = with_gradients(WKVForm.SCAN, inputs)
-    exact = with_gradients(WKVForm.NAIVE, [jax.tree.map(lambda a: a.astype(jnp.float64), a) for a in inputs])
+    narrow = with_gradients(wkv, inputs)
+    exact = with_gradients(wkv_naive, [jax.tree.map(lambda a: a.astype(jnp.float64), a) for a in inputs])
     for one, other in zip(jax.tree.leaves(narrow), jax.tree.leaves(exact), strict=True):
         assert one.dtype == jnp.float32
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=10 * np.spacing(np.float32(200)))
@@ -68,7 +66,7 @@ def test_large_keys_are_exact(x64):
 @pytest.mark.parametrize("scale", [-1e30, 1e30])
 def test_keys_of_any_size_are_stable(scale):
     keys, *inputs = arrays(63, np.float32)[:4]
-    results = with_gradients(WKVForm.SCAN, [scale * jnp.abs(keys), *inputs])
+    results = with_gradients(wkv, [scale * jnp.abs(keys), *inputs])
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(results))
 
 
