@@ -47,8 +47,8 @@ class KeyExtractor(nn.Module):
 
     def __call__(self, x_BTC: Array) -> Array:
         """The keys of a whole sequence."""
-        past_BSC = jnp.zeros((x_BTC.shape[0], self.config.key_taps - 1, x_BTC.shape[2]), x_BTC.dtype)
-        return self._keys(self._sums(jnp.concatenate([past_BSC, x_BTC], axis=1), None))
+        padded = jnp.pad(x_BTC, ((0, 0), (self.config.key_taps - 1, 0), (0, 0)))
+        return self._keys(self._sums(padded, None))
 
     def extend(self, x_BTC: Array, state: KeyState, span: Span) -> tuple[Array, KeyState]:
         """The keys of a chunk that continues a sequence, and the state after its last valid position."""

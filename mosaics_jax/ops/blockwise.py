@@ -41,30 +41,32 @@ def block_of_slots() -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def blockwise_retrieval(
     rate: float,
-    queries_BHTD: Array,
-    keys_BHND: Array,
-    values_BHND: Array,
+    queries_BTHD: Array,
+    keys_BNHD: Array,
+    values_BNHD: Array,
     reach: Reach | None,
     seed: Array,
-    rows_BHT: Array,
+    rows_BTH: Array,
 ) -> Array:
-    """Answers (B, H, T, D) of queries from the N pairs that ``reach`` lets them see; all of them where it is None.
+    """Answers (B, T, H, D) of queries from the N pairs that ``reach`` lets them see.
 
-    Weights are dropped at ``rate`` under ``seed``. rows_BHT: the queries' numbers in the dropout hash (`row_numbers`).
+    Where ``reach`` is None, all queries see all pairs, which are the same for all sequences: keys and values are then
+    (H, N, D), the layout of the parameters that they are. Weights are dropped at ``rate`` under ``seed``. rows_BTH:
+    the queries' numbers in the dropout hash (`row_numbers`).
     """
-    return _forward(rate, queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT)[0]
+    return _forward(rate, queries_BTHD, keys_BNHD, values_BNHD, reach, seed, rows_BTH)[0]
 
 
 def _forward(
     rate: float,
-    queries_BHTD: Array,
-    keys_BHND: Array,
-    values_BHND: Array,
+    queries_BTHD: Array,
+    keys_BNHD: Array,
+    values_BNHD: Array,
     reach: Reach | None,
     seed: Array,
-    rows_BHT: Array,
+    rows_BTH: Array,
 ) -> tuple[Array, tuple[Any, ...]]:
-    blocks = _Blocks(reach, queries_BHTD.shape[2], keys_BHND.shape[2])
+    blocks = _Blocks(reach, queries_BTHD.shape, keys_BNHD.shape)
 
     def forward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, ...]:
         keys_BHND, values_BHND, *pair_documents = pairs
@@ -80,22 +82,23 @@ def _forward(
 
         return blocks.run(block, None, queries)[1]
 
-    of_queries, of_pairs = _with_documents(reach, (queries_BHTD, rows_BHT), (keys_BHND, values_BHND))
-    answers_BHTD, log_total_BHT = map(product, blocks.over_heads(forward, of_queries, of_pairs))
-    return answers_BHTD, (queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT, answers_BHTD, log_total_BHT)
+    answers_BHTD, log_total_BHT = blocks.over_heads(forward, (queries_BTHD, rows_BTH), (keys_BNHD, values_BNHD))
+    answers_BTHD, log_total_BHT = product(blocks.back(answers_BHTD)), product(log_total_BHT)
+    # Kept in the layout of the arguments, in which the caller keeps them as well.
+    return answers_BTHD, (queries_BTHD, keys_BNHD, values_BNHD, reach, seed, rows_BTH, answers_BTHD, log_total_BHT)
 
 
-def _backward(rate: float, saved: tuple[Any, ...], gradients_BHTD: Array) -> tuple[Array | None, ...]:
-    queries_BHTD, keys_BHND, values_BHND, reach, seed, rows_BHT, answers_BHTD, log_total_BHT = saved
-    blocks = _Blocks(reach, queries_BHTD.shape[2], keys_BHND.shape[2])
-    dtype = accumulation_dtype(queries_BHTD)
-    inner_BHT = jnp.einsum("bhtd,bhtd->bht", gradients_BHTD, answers_BHTD, preferred_element_type=dtype)
+def _backward(rate: float, saved: tuple[Any, ...], gradients_BTHD: Array) -> tuple[Array | None, ...]:
+    queries_BTHD, keys_BNHD, values_BNHD, reach, seed, rows_BTH, answers_BTHD, log_total_BHT = saved
+    blocks = _Blocks(reach, queries_BTHD.shape, keys_BNHD.shape)
+    dtype = accumulation_dtype(queries_BTHD)
+    inner_BTH = jnp.einsum("bthd,bthd->bth", gradients_BTHD, answers_BTHD, preferred_element_type=dtype)
 
     def backward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         keys_BHND, values_BHND, *pair_documents = pairs
 
         def block(carry: tuple[Array, Array], place: _Place, queries: tuple[Array, ...]) -> tuple[Any, Array]:
-            q_BHTD, rows_BHT, g_BHTD, log_total_BHT, inner_BHT, *documents = queries
+            q_BHTD, rows_BHT, g_BHTD, inner_BHT, log_total_BHT, *documents = queries
             # Gradients of keys and values with pairs last: the product then transposes queries, not weights.
             q_BHDT, g_BHDT = jnp.swapaxes(q_BHTD, -1, -2), jnp.swapaxes(g_BHTD, -1, -2)
             dk_BHDN, dv_BHDN = carry
@@ -121,25 +124,14 @@ def _backward(rate: float, saved: tuple[Any, ...], gradients_BHTD: Array) -> tup
         dk_BHND, dv_BHND = jnp.swapaxes(dk_BHDN, -1, -2), jnp.swapaxes(dv_BHDN, -1, -2)
         return dq_BHTD, dk_BHND.astype(keys_BHND.dtype), dv_BHND.astype(values_BHND.dtype)
 
-    queries = queries_BHTD, rows_BHT, gradients_BHTD.astype(queries_BHTD.dtype), log_total_BHT, inner_BHT
-    of_queries, of_pairs = _with_documents(reach, queries, (keys_BHND, values_BHND))
-    return *blocks.over_heads(backward, of_queries, of_pairs), None, None, None
+    queries = queries_BTHD, rows_BTH, gradients_BTHD.astype(queries_BTHD.dtype), inner_BTH
+    gradients = blocks.over_heads(backward, queries, (keys_BNHD, values_BNHD), log_total_BHT)
+    dq_BHTD, dk_BHND, dv_BHND = gradients
+    of_pairs = (a[0] if reach is None else jnp.swapaxes(a, 1, 2) for a in (dk_BHND, dv_BHND))
+    return blocks.back(dq_BHTD), *of_pairs, None, None, None
 
 
 blockwise_retrieval.defvjp(_forward, _backward)
-
-
-def _with_documents(
-    reach: Reach | None, queries: tuple[Array, ...], pairs: tuple[Array, ...]
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The arrays of queries and of pairs, each followed by its documents if there are several."""
-    if reach is None or reach.documents_BT is None or reach.pair_documents is None:
-        return queries, pairs
-    heads = queries[0].shape[1]
-    of_queries_BHT, of_pairs_BHN = (
-        jnp.repeat(documents[:, None], heads, axis=1) for documents in (reach.documents_BT, reach.pair_documents)
-    )
-    return (*queries, of_queries_BHT), (*pairs, of_pairs_BHN)
 
 
 class _Place(NamedTuple):
@@ -183,18 +175,26 @@ class _Part:
 
 
 class _Blocks:
-    """How T queries are cut into blocks, and which of N pairs each block is computed with."""
+    """How queries are cut into blocks, and which of N pairs each block is computed with.
 
-    def __init__(self, reach: Reach | None, time: int, pairs: int):
-        self.reach, self.time, self.pairs = reach, time, pairs
+    Inside, heads come before positions. Where all queries see the same pairs, B and T are folded into one axis of
+    queries, so that the pairs are read once for all sequences.
+    """
+
+    def __init__(self, reach: Reach | None, queries: tuple[int, ...], pairs: tuple[int, ...]):
+        """``queries``, ``pairs``: shapes of the arguments of `blockwise_retrieval`."""
+        self.reach, self.batch = reach, queries[0]
+        self.pairs = pairs[1]
+        time = queries[0] * queries[1] if reach is None else queries[1]
+        self.time = time
         most = block_of_slots() if reach is None else BLOCK
         size = -(-time // -(-time // most))
         self.size = size if reach is None and size == time else _round_up(size, min(LANES, most))
-        self.span = pairs  # pairs that a block is computed with, at most
+        self.span = self.pairs  # pairs that a block is computed with, at most
         self.is_windowed = False
         if reach is not None and reach.is_static and reach.window is not None:
             span = _round_up(self.size + int(reach.window) - 1, min(LANES, BLOCK))
-            if span < pairs:
+            if span < self.pairs:
                 self.span, self.is_windowed = span, True
 
     def groups(self) -> list[tuple[int, int]]:
@@ -252,24 +252,52 @@ class _Blocks:
             outputs.append(output)
         return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outputs)
 
-    def over_heads(
-        self, function: Callable[..., tuple[Array, ...]], queries: tuple[Array, ...], pairs: tuple[Array, ...]
-    ) -> tuple[Array, ...]:
-        """``function`` of arrays of queries, T padded to whole blocks, and of pairs; on a CPU, of some heads at a time.
+    def inside(self, x_BTHD: Array) -> Array:
+        """Arrays of queries (B, T, H, ...) as (B, H, T, ...), or (1, H, B T, ...)."""
+        if self.reach is not None:
+            return jnp.swapaxes(x_BTHD, 1, 2)
+        return jnp.moveaxis(x_BTHD, 2, 0).reshape(1, x_BTHD.shape[2], self.time, *x_BTHD.shape[3:])
 
-        Results with as many positions as padded queries lose the padding.
+    def back(self, x_BHTD: Array) -> Array:
+        """The inverse of `inside`."""
+        if self.reach is not None:
+            return jnp.swapaxes(x_BHTD, 1, 2)
+        return jnp.moveaxis(x_BHTD.reshape(x_BHTD.shape[1], self.batch, -1, *x_BHTD.shape[3:]), 0, 2)
+
+    def over_heads(
+        self,
+        function: Callable[..., tuple[Array, ...]],
+        queries: tuple[Array, ...],
+        pairs: tuple[Array, ...],
+        *inside: Array,
+    ) -> tuple[Array, ...]:
+        """``function(arrays of queries, arrays of pairs)``; on a CPU, of some heads of some sequences at a time.
+
+        ``queries`` are arrays (B, T, H, ...), ``inside`` arrays of queries in the layout of `inside`, and ``pairs``
+        keys and values. Documents follow both, if there are several. The function sees T padded to whole blocks.
+        Its first result, and results without channels, are of queries and lose the padding.
         """
-        batch, heads = queries[0].shape[:2]
+        of_queries = [*map(self.inside, queries), *inside]
+        of_pairs = [a[None] if self.reach is None else jnp.swapaxes(a, 1, 2) for a in pairs]
+        batch, heads = of_queries[0].shape[:2]
+        if self.reach is not None and self.reach.documents_BT is not None and self.reach.pair_documents is not None:
+            of_queries.append(jnp.repeat(self.reach.documents_BT[:, None], heads, axis=1))
+            of_pairs.append(jnp.repeat(self.reach.pair_documents[:, None], heads, axis=1))
         padding = _round_up(self.time, self.size) - self.time
-        queries = tuple(jnp.pad(a, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (a.ndim - 3)) for a in queries)
+        of_queries = [jnp.pad(a, ((0, 0), (0, 0), (0, padding)) + ((0, 0),) * (a.ndim - 3)) for a in of_queries]
         most = max(1, CACHED // (min(self.time, self.size) * self.span))
         count = next(n for n in range(min(most, batch * heads), 0, -1) if batch * heads % n == 0)
         if one_cpu_device() and count < batch * heads:
-            cut = jax.tree.map(lambda a: a.reshape(-1, count, 1, *a.shape[2:]), (queries, pairs))
-            outputs = lax.map(lambda arrays: function(*arrays), cut)
-            outputs = tuple(a.reshape(batch, heads, *a.shape[3:]) for a in outputs)
+            # One head at a time is cut without an axis of size 1, for which XLA would copy the slots.
+            rows = (-1,) if count == 1 else (-1, count)
+            cut = jax.tree.map(lambda a: a.reshape(*rows, *a.shape[2:]), (of_queries, of_pairs))
+
+            def of_rows(arrays: Any) -> tuple[Array, ...]:
+                return function(*jax.tree.map(lambda a: a.reshape(count, 1, *a.shape[len(rows) - 1 :]), arrays))
+
+            outputs = tuple(a.reshape(batch, heads, *a.shape[3:]) for a in lax.map(of_rows, cut))
         else:
-            outputs = function(queries, pairs)
+            outputs = function(of_queries, of_pairs)
         return tuple(a[:, :, : self.time] if i == 0 or a.ndim == 3 else a for i, a in enumerate(outputs))
 
 

@@ -133,9 +133,7 @@ def _blockwise(problem: Problem, rate: float) -> Array:
         # All pairs would have to be computed, and masked. Rolled queries see the pairs up to their own row.
         reach, (queries_BTHD, rows_BTH), back = problem.reach.aligned(problem.queries_BTHD, problem.rows_BTH)
         return back(_blockwise(problem._replace(queries_BTHD=queries_BTHD, rows_BTH=rows_BTH, reach=reach), rate))
-    q_BHTD, k_BHTD, v_BHTD, rows_BHT = (jnp.swapaxes(a, 1, 2) for a in problem[:4])
-    answers_BHTD = blockwise_retrieval(rate, q_BHTD, k_BHTD, v_BHTD, problem.reach, problem.seed, rows_BHT)
-    return jnp.swapaxes(answers_BHTD, 1, 2)
+    return blockwise_retrieval(rate, *problem[:3], problem.reach, problem.seed, problem.rows_BTH)
 
 
 def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Array:
@@ -148,10 +146,10 @@ def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Arra
     # The first query of the shard is numbered 0 below, and stands at position_T[0]: the delay shrinks by as much.
     documents_BN = None if reach.documents_BT is None else gather(reach.documents_BT)
     reach = Reach(reach.delay - problem.position_T[0], reach.window, reach.documents_BT, documents_BN)
-    q_BHTD, rows_BHT = jnp.swapaxes(problem.queries_BTHD, 1, 2), jnp.swapaxes(problem.rows_BTH, 1, 2)
-    k_BHND, v_BHND = (jnp.swapaxes(gather(a), 1, 2) for a in (problem.keys_BTHD, problem.values_BTHD))
-    answers_BHTD = blockwise_retrieval(rate, q_BHTD, k_BHND, v_BHND, reach, problem.seed, rows_BHT)
-    return jnp.swapaxes(answers_BHTD, 1, 2)
+    keys_BNHD, values_BNHD = gather(problem.keys_BTHD), gather(problem.values_BTHD)
+    return blockwise_retrieval(
+        rate, problem.queries_BTHD, keys_BNHD, values_BNHD, reach, problem.seed, problem.rows_BTH
+    )
 
 
 def _pallas(problem: Problem, rate: float) -> Array:

@@ -67,9 +67,7 @@ def _naive(rate: float, queries_BTHD: Array, keys_HMD: Array, values_HMD: Array,
 def _blockwise(
     rate: float, queries_BTHD: Array, keys_HMD: Array, values_HMD: Array, seed: Array, rows_BTH: Array
 ) -> Array:
-    queries_1HTD, rows_1HT = _fold(queries_BTHD)[None], _fold(rows_BTH)[None]
-    answers_1HTD = blockwise_retrieval(rate, queries_1HTD, keys_HMD[None], values_HMD[None], None, seed, rows_1HT)
-    return _unfold(answers_1HTD[0], len(queries_BTHD))
+    return blockwise_retrieval(rate, queries_BTHD, keys_HMD, values_HMD, None, seed, rows_BTH)
 
 
 def _pallas(
