@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.stopping import SAVE, Diverged, Interrupted, StopSignals
-from mosaics_jax.runtime.workdir import check_workdir, held
+from mosaics_jax.runtime.workdir import check_workdir, locked
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoints import CheckpointWriter, restore_latest
@@ -87,7 +87,7 @@ def train(
     mesh = make_mesh(loop_config.mesh)
     config = run_config(loop_config, optimizer_config, task)
     steps = loop_config.steps
-    with held(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    with locked(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         check_shared(workdir)
 
         # Build.
@@ -150,14 +150,14 @@ def train(
                 progress.evaluated(step, progress.timed(step, "evaluation", evaluated, step, state.params))
             if task.sample and due(step, loop_config.sample_every):
                 progress.sampled(step, progress.timed(step, "sample", task.sample, state.params))
-            order = signals.seen(overdue())
+            order = signals.requested(overdue())
             if order or due(step, loop_config.checkpoint_every):
                 progress.timed(step, "checkpoint", save, step, state)
             if order not in (None, SAVE):
                 checkpoints.wait()
                 raise interrupted(order, step)
         checkpoints.wait()
-        if stop := signals.last():
+        if stop := signals.requested_now():
             raise interrupted(stop, steps)
     multihost_utils.sync_global_devices("the first process has closed its files")
     return result_of(workdir, task, state)

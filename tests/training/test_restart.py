@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import board
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.stopping import StopSignals
 from mosaics_jax.training import Interrupted, loop, train
 from mosaics_jax.training.metrics import read_metrics
+from mosaics_jax.training.tensorboard import read_points
 
 PROGRAM = pathlib.Path(__file__).with_name("tiny.py")
 
@@ -102,7 +102,7 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
     assert losses(workdir, "eval") == losses(finished[0], "eval")
 
     def shown(directory):
-        return {tag: line for tag, line in board.points(directory).items() if tag != "train/seconds"}
+        return {tag: line for tag, line in read_points(directory / "tensorboard").items() if tag != "train/seconds"}
 
     assert shown(workdir) == shown(finished[0])
 
@@ -136,11 +136,11 @@ def test_a_second_signal_ends_even_what_is_stuck_outside_of_python(number, reque
 def test_signals_are_noted_and_handlers_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopSignals() as signals:
-        assert signals.seen() is None
+        assert signals.requested() is None
         signal.raise_signal(signal.SIGINT)
         while not signals.received:
             time.sleep(0.001)
-        assert signals.seen() == "SIGINT"
+        assert signals.requested() == "SIGINT"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
 

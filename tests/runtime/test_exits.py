@@ -1,4 +1,4 @@
-"""What every entry point does with what it cannot raise, and with readers who have had enough."""
+"""How entry points end: with exceptions that Python cannot raise, and with output that cannot be written."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import entry
+from mosaics_jax.runtime.exits import BROKEN_PIPE_STATUS, USER_ERROR_STATUS
 from tests.experiments.entries import ROOT, environment
 
 LATE_WRITE = """
@@ -100,7 +100,7 @@ def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
         process.stdin.close()
         if not both:
             assert process.stderr.read() == b""
-        assert process.wait(120) == entry.UNREAD_STATUS == 141
+        assert process.wait(120) == BROKEN_PIPE_STATUS == 141
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
@@ -115,7 +115,7 @@ def test_output_to_a_full_disk_ends_with_one_line(lines, flush):
             text=True,
         )
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
-    assert done.returncode == entry.USER_ERROR_STATUS
+    assert done.returncode == USER_ERROR_STATUS
 
 
 def test_a_status_of_its_own_says_more_than_that_nobody_reads():
