@@ -163,6 +163,6 @@ def test_a_signal_in_the_last_step_stops_what_comes_after_the_run(tiny, send_sig
 
 
 def test_a_work_directory_that_a_process_does_not_see_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SEEN_WITHIN", 0)
+    monkeypatch.setattr(loop, "VISIBLE_SECONDS", 0)
     with pytest.raises(UserError, match=r"process 0 does not see the directory .* that all hosts share"):
         loop.check_shared(tmp_path / "elsewhere")
