@@ -22,7 +22,7 @@ SHARED: dict[str, tuple[str, ...]] = {
     "n_head": ("MosaicConfig",),
     "retrieval": ("MosaicConfig",),
 }
-_declared_by: dict[str, str] = {}  # flag -> config
+_declared_by: dict[flags.Flag, str] = {}  # flag -> name of its config
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -50,9 +50,9 @@ def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) 
         if field.name not in flags.FLAGS:
             # As if the entry file had defined the flag itself; otherwise --help would omit it.
             flags.DEFINE_flag(flag, module_name=sys.argv[0])
-            _declared_by[field.name] = config_class.__name__
+            _declared_by[flag] = config_class.__name__
             continue
-        first, owner = flags.FLAGS[field.name], _declared_by.get(field.name, "the entry point")
+        first, owner = flags.FLAGS[field.name], _declared_by.get(first, "the entry point")
         if _declaration(flag) != _declaration(first) and owner not in SHARED.get(field.name, ()):
             raise ValueError(
                 f"--{field.name}: {config_class.__name__} has {_declaration(flag)}, {owner} has {_declaration(first)}: "
