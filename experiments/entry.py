@@ -52,7 +52,8 @@ def define_flags(config_class: type, skip: Iterable[str] = (), **defaults: Any) 
             flags.DEFINE_flag(flag, module_name=sys.argv[0])
             _declared_by[flag] = config_class.__name__
             continue
-        first, owner = flags.FLAGS[field.name], _declared_by.get(first, "the entry point")
+        first = flags.FLAGS[field.name]
+        owner = _declared_by.get(first, "the entry point")
         if _declaration(flag) != _declaration(first) and owner not in SHARED.get(field.name, ()):
             raise ValueError(
                 f"--{field.name}: {config_class.__name__} has {_declaration(flag)}, {owner} has {_declaration(first)}: "
