@@ -8,7 +8,7 @@ from mosaics_jax.models import GPT2Config, MosaicConfig
 
 Path = tuple[str, ...]
 
-# Fields of MosaicConfig of which the authors' codes have the default value alone.
+# Fields of MosaicConfig that the authors' codes do not have: they must have their default values.
 NOT_CONVERTIBLE = ("feed_forward", "leaky_average", "normalized_keys", "asymmetric", "peek")
 
 

@@ -1,7 +1,7 @@
 """TensorBoard's event files, written and read without TensorFlow.
 
 A file is a sequence of records: the length of a message (uint64), the masked CRC-32C of these 8 bytes, the message, the
-masked CRC-32C of the message, all little-endian. A message is a protobuf, of which these fields are used:
+masked CRC-32C of the message, all little-endian. A message is a protobuf with these fields:
 
     Event          1 wall_time (double)   2 step   3 file_version (string)   5 summary   7 session_log
     Summary        1 value: 1 tag (string)   2 simple_value (float)   8 tensor   9 metadata

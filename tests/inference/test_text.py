@@ -1,4 +1,4 @@
-"""The order in which text comes out."""
+"""The order in which text is yielded."""
 
 from mosaics_jax.inference import Burst, stream_text
 

@@ -1,4 +1,4 @@
-"""The work directory: refused where it cannot be used, held by one run at a time."""
+"""The work directory: refused if it cannot be used, locked by one run at a time."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Reading checkpoints back: whole, damaged, half-copied, of another format, or not there."""
+"""Restoring and loading checkpoints that are whole, damaged, half-copied, of another format, or missing."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_the_newest_whole_checkpoint_is_taken_and_the_damage_named(kind, copied, caplog):
+def test_the_newest_whole_checkpoint_is_loaded_and_the_damage_named(kind, copied, caplog):
     damage, reason = DAMAGE[kind]
     damage(copied / "checkpoints" / "40")
     with caplog.at_level(logging.WARNING):
@@ -104,7 +104,7 @@ def test_another_format_is_refused(tiny, copied):
 
 
 def as_format_1(checkpoint, positions):
-    """Rewrites a checkpoint as the program before wrote it, in as many processes as there are positions."""
+    """Rewrites a checkpoint as a program of format 1 wrote it, with one process for each position."""
     (checkpoint / "data" / "metadata").unlink()
     for process, position in enumerate(positions):
         path = checkpoint / "data" / f"process_{process}-of-{len(positions)}.json"
@@ -179,8 +179,8 @@ def test_a_full_disk_stops_the_run_before_it_writes(tiny, tmp_path, monkeypatch)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_write_that_fails_in_the_background_is_told_and_loses_nothing(tiny, tmp_path, monkeypatch):
-    """As on a disk that fills up meanwhile: the operating system's error reaches the user as one line."""
+def test_a_write_that_fails_in_the_background_is_reported_and_loses_nothing(tiny, tmp_path, monkeypatch):
+    """A disk that fills up during the save: the operating system's error reaches the user as one line."""
     from mosaics_jax.training import checkpoints
 
     def fail_at_ten(directory):
@@ -214,7 +214,7 @@ def test_the_best_is_kept_apart(tiny, tmp_path):
 
 @pytest.mark.parametrize(("kept", "new"), [(True, "20"), (False, "40")])
 def test_the_best_is_remembered_unless_it_is_damaged(kept, new, tiny, copied):
-    """Goes on after step 20, whose evaluation was the best, with worse ones."""
+    """Resumes after step 20, whose evaluation was the best, and evaluates worse."""
     for step in ("35", "40"):
         shutil.rmtree(copied / "checkpoints" / step)
     shutil.move(copied / "best" / "40", copied / "best" / "20")
@@ -233,7 +233,7 @@ def test_runs_without_an_evaluation_have_no_best(tiny, copied):
 
 
 def test_by_minutes(tiny, tmp_path):
-    """Every step is later than a nanominute after the last; whatever is not kept for its time goes."""
+    """Every step is saved, more than a nanominute after the last one; checkpoints that are not kept are deleted."""
     loop = dataclasses.replace(tiny.LOOP, steps=6, checkpoint_every=0, checkpoint_every_minutes=1e-9)
     task = tiny.make_task(evaluate=None, sample=None)
     train(tmp_path / "all", dataclasses.replace(loop, keep_checkpoints=9), tiny.OPTIMIZER, task)

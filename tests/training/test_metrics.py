@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard over restarts."""
+"""metrics.jsonl and TensorBoard's event files, also of a run that is resumed."""
 
 import time
 

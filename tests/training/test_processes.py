@@ -1,4 +1,4 @@
-"""Two processes train together, are stopped by a signal to one of them; one goes on, then two: the run of one."""
+"""Two processes train together until a signal to one stops both; one process resumes, then two: the run of one."""
 
 import dataclasses
 import pathlib
@@ -20,7 +20,7 @@ PROGRAM = pathlib.Path(__file__).with_name("in_two_processes.py")
 
 @pytest.fixture
 def start(tmp_path, request):
-    """Starts the two processes; gives them back."""
+    """A function that starts the two processes and returns them."""
     processes = []
     root = request.config.rootpath
 

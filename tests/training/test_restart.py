@@ -1,4 +1,4 @@
-"""A run killed again and again ends where the uninterrupted run ends, bit for bit."""
+"""A run that is killed repeatedly ends with the parameters of the uninterrupted run, bit for bit."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ PROGRAM = pathlib.Path(__file__).with_name("tiny.py")
 
 @pytest.fixture
 def start(tmp_path, request):
-    """Starts the tiny run in a process of its own; gives it back."""
+    """A function that starts the tiny run in a process of its own and returns it."""
     processes = []
 
     def run(workdir):
@@ -51,7 +51,7 @@ def start(tmp_path, request):
 
 
 def wait_for(process, text):
-    """Reads the output up to a line that holds ``text``, and gives it back."""
+    """Reads the output up to a line that contains ``text``, and returns the line."""
     for line in process.stdout:
         if text in line:
             return line

@@ -1,4 +1,4 @@
-"""Steps that are skipped: they leave no trace but in what is told of them."""
+"""Skipped steps: they change nothing but what is reported of them."""
 
 import dataclasses
 import shutil
@@ -82,7 +82,7 @@ def test_gradients_that_grow_for_good_are_taken_after_half_a_window():
 
 
 def spoilt_data(tiny, *numbers):
-    """Batches of which those of these ``numbers`` (from 1) hold a NaN."""
+    """Batches; those with these ``numbers`` (from 1) hold a NaN."""
     rows = tiny.rows(0, 480)
     for number in numbers:
         rows[16 * number - 5]["x"] = np.full(8, np.nan, np.float32)
