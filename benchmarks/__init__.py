@@ -1,3 +1,1 @@
-"""A benchmark a module: ``python -m benchmarks.NAME``, in huge pages as the experiments are."""
-
-import experiments as experiments
+"""A benchmark a module: ``python -m benchmarks.NAME``."""

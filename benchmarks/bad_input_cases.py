@@ -402,7 +402,8 @@ def spoil_runs(files: pathlib.Path) -> None:
     for parameters in (files / "damaged_run").glob("mosaic/checkpoints/*/params/**/d/*"):
         parameters.write_bytes(b"")
     meta("run_of_format_9", format=9)
-    meta("run_of_another_model", config={"experiment": "regbench/mamba", "task": {"model": {"name": "mamba"}}})
+    another = {"experiment": "regbench/mamba", "task": {"model": {"name": "mamba"}}}
+    (files / "run_of_another_model" / "mosaic" / "config.json").write_text(json.dumps(another))
     shutil.rmtree(files / "run_without_tokenizer" / "mosaic" / "tokenizer")
     shutil.rmtree(files / "run_with_other_tokenizer" / "mosaic" / "tokenizer")
     shutil.copytree(files / "other_tokens", files / "run_with_other_tokenizer" / "mosaic" / "tokenizer")

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import board, nan_batch
+from benchmarks import nan_batch
 from benchmarks.fault_tools import (
     DAMAGE,
     bits,
@@ -44,6 +44,7 @@ from mosaics_jax.runtime.tables import aligned, markdown
 from mosaics_jax.training import load_params
 from mosaics_jax.training.checkpoint_files import steps_in
 from mosaics_jax.training.metrics import read_metrics
+from mosaics_jax.training.tensorboard import Points, read_points
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory for all runs; a campaign that was stopped goes on there")
 KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs in all, two processes aside", lower_bound=3)
@@ -223,8 +224,9 @@ class Campaign:
         if recorded(run) != recorded(reference):
             wrong.append("the records of metrics.jsonl differ")
 
-        def shown(directory: pathlib.Path) -> board.Points:
-            return {k: v for k, v in board.points(directory / "mosaic").items() if not k.endswith("/seconds")}
+        def shown(directory: pathlib.Path) -> Points:
+            points = read_points(directory / "mosaic" / "tensorboard")
+            return {tag: line for tag, line in points.items() if not tag.endswith("/seconds")}
 
         if shown(run) != shown(reference):
             wrong.append("TensorBoard's points differ")

@@ -23,7 +23,7 @@ from experiments.sweeps.summaries import SUMMARIES, describe_machine
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned, markdown
-from mosaics_jax.runtime.workdir import check_workdir, held
+from mosaics_jax.runtime.workdir import check_workdir, locked
 from mosaics_jax.training.progress import say
 
 VARIANTS = {
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     table(jobs)  # so that results of other settings are told before anything is run
     failed: list[str] = []
     if RUN.value:
-        with held(workdir):
+        with locked(workdir):
             for benchmark, variants in jobs.items():
                 say(f"\n{benchmark}")
                 arguments = [f"--cache_dir={workdir / 'cache'}"] if benchmark == "regbench" else []

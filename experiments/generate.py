@@ -4,41 +4,35 @@
     python -m experiments.generate --checkpoint=runs/demo --prompt_file=prompts.txt --temperature=0.7 --top_p=0.9
     python -m experiments.generate --checkpoint=runs/demo
 
-Several prompts are continued together, and printed in order. Without a prompt it asks for them, one a line, until
-the end of input (Ctrl-D). Text goes to standard output, everything else to standard error.
+Several prompts are continued together and printed in order. Without a prompt, the program asks for prompts, one a line,
+until the end of input (Ctrl-D). Text is printed to standard output, everything else to standard error.
 """
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 from absl import flags
 
 from experiments import entry
+from mosaics_jax.data.tokenizers import Tokenizer
 from mosaics_jax.errors import UserError
-from mosaics_jax.inference import (
-    Burst,
-    Sampling,
-    Trained,
-    beam_search,
-    load_trained,
-    longest_continuation,
-    stories_in_order,
-    stream,
-)
-from mosaics_jax.models import LanguageModel
+from mosaics_jax.inference import Burst, Sampling, beam_search, decodable, longest_continuation, stream, stream_text
+from mosaics_jax.models.language_model import LanguageModel
+from mosaics_jax.shapes import Params
+from mosaics_jax.training import open_run
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a run's directory, or the --workdir that holds it")
 WHICH = flags.DEFINE_enum(
     "which", "newest", ["newest", "best"], "checkpoint of the run: the newest, or that of the least evaluation loss"
 )
-PROMPT = flags.DEFINE_multi_string("prompt", [], "text to go on from; may be given several times")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "text to continue; may be given several times")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "file with one prompt a line")
 BEAM = flags.DEFINE_integer("beam", 0, "search with this many hypotheses instead of sampling (0: sample)")
-SEED = flags.DEFINE_integer("seed", 0, "of the random draws; prompts typed one after the other count on from it")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "at most so many new tokens a prompt")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the random draws; it is counted up by 1 for each prompt that is typed")
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "largest number of new tokens for a prompt")
 STOP_AT_END = flags.DEFINE_bool("stop_at_end", True, "stop where the story ends")
 entry.define_flags(Sampling)
 
@@ -55,22 +49,47 @@ def main(argv: list[str]) -> None:
     if PROMPT_FILE.value is not None:
         prompts += read_prompts(Path(PROMPT_FILE.value))
     check_prompts(prompts)
-    trained = load_trained(CHECKPOINT.value, WHICH.value)
-    size = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
-    say(f"{trained.run}: {type(trained.model).__name__}, {size:,} parameters, {trained.tokenizer.vocab_size:,} tokens")
+    writer = load_writer(CHECKPOINT.value, WHICH.value)
     if prompts:
-        write_stories(trained, prompts, sampling, SEED.value)
+        write_texts(writer, prompts, sampling, SEED.value)
         return
     for number, line in enumerate(ask(sys.stdin)):
         try:
             check_prompts([line])
-            write_stories(trained, [line], sampling, SEED.value + number)
+            write_texts(writer, [line], sampling, SEED.value + number)
         except UserError as error:
-            say(f"error: {error}")
+            print_note(f"error: {error}")
+
+
+class Writer(NamedTuple):
+    """A language model in the form that generation runs (`decodable`), and its tokenizer."""
+
+    model: LanguageModel
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_writer(checkpoint: str, which: str) -> Writer:
+    """The language model of a run. Raises UserError if there is none.
+
+    The parameters are made `decodable` once for all prompts; those that were loaded are freed.
+    """
+    run = open_run(checkpoint, which)
+    if run.tokenizer is None:
+        raise UserError(
+            f"{run.directory} holds no tokenizer: its model was not trained on text, or was converted alone"
+        )
+    if not isinstance(run.model, LanguageModel):
+        raise UserError(f"{run.directory} holds no language model")
+    model, params = decodable(run.model, run.params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    tokens = run.tokenizer.vocab_size
+    print_note(f"{run.directory}: {type(model).__name__}, {size:,} parameters, {tokens:,} tokens")
+    return Writer(model, params, run.tokenizer)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file, without blank ones. Raises UserError if it cannot be read or has none."""
+    """The lines of a file that are not blank. Raises UserError if it cannot be read or has none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -83,30 +102,30 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def check_prompts(prompts: list[str]) -> None:
-    """Raises UserError on a prompt that is blank, or came in as bytes that are no UTF-8 (Python's lone surrogates)."""
+    """Raises UserError for a prompt that is blank, or was read from bytes that are not UTF-8 (lone surrogates)."""
     for prompt in prompts:
         if not prompt.strip():
-            raise UserError("the prompt is empty: give some text to go on from")
+            raise UserError("the prompt is empty: give some text to continue")
         if any("\ud800" <= char <= "\udfff" for char in prompt):
             raise UserError("the prompt is not UTF-8 text")
 
 
 def ask(lines: TextIO) -> Iterator[str]:
-    """Lines typed by the user, until the end of input."""
-    lines.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]  # files have it
-    say("type the beginning of a story and press Enter; Ctrl-D ends")
+    """Yields the lines that the user types, until the end of input."""
+    lines.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]  # TextIO does not declare it
+    print_note("type the beginning of a story and press Enter; Ctrl-D ends")
     while True:
         print("> ", end="", file=sys.stderr, flush=True)
         line = lines.readline()
         if not line:
-            say("")
+            print_note("")
             return
         yield line.rstrip("\n")
 
 
-def write_stories(trained: Trained, prompts: list[str], sampling: Sampling, seed: int) -> None:
-    """Prints each prompt and its continuation, a blank line between two; says on standard error how fast it was."""
-    model, tokenizer = trained.model, trained.tokenizer
+def write_texts(writer: Writer, prompts: list[str], sampling: Sampling, seed: int) -> None:
+    """Prints each prompt and its continuation, separated by blank lines; then the speed, to standard error."""
+    model, params, tokenizer = writer
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     common: dict[str, Any] = {
         "max_tokens": MAX_TOKENS.value,
@@ -114,37 +133,40 @@ def write_stories(trained: Trained, prompts: list[str], sampling: Sampling, seed
         "vocab_size": tokenizer.vocab_size,
     }
     if BEAM.value:
-        found = beam_search(model, trained.params, encoded, beams=BEAM.value, **common)
-        print("\n\n".join(p + tokenizer.decode(best.tokens) for p, (best, *_) in zip(prompts, found, strict=True)))
-        say("mean log-probability of a token: " + ", ".join(f"{best.score:.3f}" for best, *_ in found))
+        best = [hypotheses[0] for hypotheses in beam_search(model, params, encoded, beams=BEAM.value, **common)]
+        print("\n\n".join(p + tokenizer.decode(h.tokens) for p, h in zip(prompts, best, strict=True)))
+        print_note("mean log-probability of a token: " + ", ".join(f"{h.score:.3f}" for h in best))
         return
-    running = stream(model, trained.params, encoded, sampling=sampling, seed=seed, **common)
+    stream_of_bursts = stream(model, params, encoded, sampling=sampling, seed=seed, **common)  # checks the prompts
     bursts: list[Burst] = []
 
     def record() -> Iterator[Burst]:
-        for burst in running:
+        for burst in stream_of_bursts:
             bursts.append(burst)
             yield burst
 
-    for piece in stories_in_order(prompts, record(), tokenizer):
+    for piece in stream_text(prompts, record(), tokenizer):
         print(piece, end="", flush=True)
     print()
     report(model, encoded, bursts)
 
 
 def report(model: LanguageModel, prompts: list[list[int]], bursts: list[Burst]) -> None:
-    """Says how fast it was, and which stories ended because the model has learned no further position."""
+    """Prints the speed, and which texts ended because the model has learned no further position."""
     for row, prompt in enumerate(prompts):
         count = sum(len(burst.tokens[row]) for burst in bursts)
         if count == longest_continuation(model, len(prompt), MAX_TOKENS.value) < MAX_TOKENS.value:
-            say(f"stopped after {count} tokens: this model has learned {model.max_positions} positions and no more")
+            print_note(
+                f"stopped after {count} tokens: this model has learned {model.max_positions} positions and no more"
+            )
     timed = [burst for burst in bursts if not burst.compiled]
     tokens, timed_tokens = (sum(len(row) for burst in some for row in burst.tokens) for some in (bursts, timed))
     rate = f", {timed_tokens / sum(burst.seconds for burst in timed):,.0f} tokens/s after compilation" if timed else ""
-    say(f"{tokens:,} tokens{rate}")
+    print_note(f"{tokens:,} tokens{rate}")
 
 
-def say(message: str) -> None:
+def print_note(message: str) -> None:
+    """Prints to standard error."""
     print(message, file=sys.stderr, flush=True)
 
 

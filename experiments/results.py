@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.entry import Processes
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
+from mosaics_jax.runtime.processes import Processes
 
 FILE_NAME = "results.json"
 VERSION = 1  # of what a run computes: results of different versions are not to be compared

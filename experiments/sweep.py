@@ -18,7 +18,7 @@ from experiments import entry
 from experiments.sweeps.grid import make_jobs, read_base, run_jobs
 from experiments.sweeps.summaries import SUMMARIES, read_all, report
 from mosaics_jax.errors import UserError
-from mosaics_jax.runtime.workdir import check_workdir, held
+from mosaics_jax.runtime.workdir import check_workdir, locked
 from mosaics_jax.training.progress import say
 
 EXPERIMENT = flags.DEFINE_enum("experiment", "regbench", list(SUMMARIES), "what is run")
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         jobs = make_jobs(EXPERIMENT.value, GRID.value, read_base(BASE.value), workdir)
         read_all(workdir, EXPERIMENT.value)  # so that a result of another version is told before anything is run
         arguments = [f"--cache_dir={workdir / 'cache'}"] if EXPERIMENT.value == "regbench" else []
-        with held(workdir):
+        with locked(workdir):
             failed = run_jobs(jobs, arguments, AT_ONCE.value, summary.describe, workdir / "cache" / "jax")
     found = read_all(workdir, EXPERIMENT.value)
     if not found and not failed:

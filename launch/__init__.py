@@ -1,1 +1,1 @@
-"""Starting runs on several hosts."""
+"""Launchers of runs on several hosts."""

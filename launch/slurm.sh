@@ -7,14 +7,14 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@300
 
-# Runs a command on all nodes of a Slurm job, and again after each time that the job is preempted or out of time.
+# Runs a command on all nodes of a Slurm job, and requeues the job when it is preempted or out of time.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 launch/slurm.sh python -m experiments.babistories FLAGS
 #   bash launch/slurm.sh --dry_run python -m experiments.babistories FLAGS    # prints what the job would run
 #
-# One process a node drives all its GPUs; --ntasks-per-node equal to --gpus-per-node makes it one process a GPU.
-# 300 seconds before the time is up (above: --signal) the command gets SIGTERM, as it does on preemption; it saves and
-# exits with 75, upon which the job goes back into the queue. Any other status is final.
+# One process on each node uses all its GPUs; --ntasks-per-node equal to --gpus-per-node makes it one process a GPU.
+# The command gets SIGTERM on preemption, and 300 seconds before the time is up (--signal above). It saves and exits
+# with 75, upon which the job is requeued. Any other status is final.
 set -uo pipefail
 
 dry_run=
@@ -31,8 +31,8 @@ if [ -z "$dry_run" ] && [ -z "${SLURM_JOB_ID-}" ]; then
   exit 2
 fi
 
-# JAX finds the other processes by itself. --wait: when one has ended, the others have so many seconds to follow; not
-# --kill-on-bad-exit, which would kill those that are about to exit with 75.
+# JAX finds the other processes by itself. --wait: when a process has ended, the others are killed after so many
+# seconds; --kill-on-bad-exit would also kill processes that are about to exit with 75.
 command=(srun --wait=60 "$@" --distributed)
 gpus=${SLURM_GPUS_ON_NODE-0}
 if [ "$gpus" -gt 1 ] && [ "${SLURM_NTASKS_PER_NODE-1}" = 1 ]; then
@@ -45,10 +45,10 @@ if [ -n "$dry_run" ]; then
   exit
 fi
 
-trap : TERM # or a signal to the whole job would end this shell before the command has saved
+trap : TERM # otherwise a signal to the whole job would end this shell before the command has saved
 "${command[@]}"
 status=$?
-# A job that was cancelled is no longer running, and is not to come back.
+# A job that was cancelled is not RUNNING any more, and must not be requeued.
 if [ "$status" = 75 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.py has each host of a TPU slice do: install, start COMMAND, status, stop.
+# The part of launch/tpu_pod.py that runs on each host of a TPU slice: install, start COMMAND, status, stop.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 this=launch/tpu_host.sh
 
 case ${1-} in
   install)
-    # The host's own Python is too old: uv brings one along.
+    # The Python of the host is too old; uv installs another.
     python3 -m pip install --user uv
     python3 -m uv venv --allow-existing --python 3.12 .venv
     python3 -m uv pip install --python .venv -e '.[tpu]'
     ;;
   start)
     rm -f run.status
-    # In a session of its own, so that it stays when the connection ends.
+    # In a session of its own, so that the command outlives the connection.
     PATH="$PWD/.venv/bin:$PATH" setsid --fork bash "$this" run "${@:2}" < /dev/null >> run.log 2>&1
     ;;
   run)
@@ -22,7 +22,7 @@ case ${1-} in
     "${@:2}" || status=$?
     echo "$status" > run.status
     ;;
-  status) # one word: the exit status, running, or idle if nothing was started since the host was
+  status) # one word: the exit status, running, or idle if no command was started since the host booted
     if [ -e run.status ]; then
       cat run.status
     elif [ -e run.pid ] && kill -0 "$(cat run.pid)" 2> /dev/null; then

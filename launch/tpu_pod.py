@@ -1,14 +1,14 @@
-"""A TPU slice of Cloud TPU, all of its hosts at once, through gcloud.
+"""A run on a TPU slice of Cloud TPU, through gcloud, on all hosts of the slice at once.
 
-    create, install, start     ask for the slice, put the committed code on its hosts, run a command there
-    status, watch, stop        what slice and command are doing; the log; SIGTERM to the command, which saves
-    delete                     the slice
-    keep                       all of these, and again whenever the slice was preempted or maintained, until the command
-                               is done: to be run where it can stay for as long, e.g. in tmux on a small machine
+    create, install, start     request the slice, copy the committed code to its hosts, run a command there
+    status, watch, stop        print the state of slice and command; follow the log; send SIGTERM to the command
+    delete                     delete the slice
+    keep                       do all of this, repeatedly when the slice is preempted or maintained, until the command
+                               is done; run it where it can stay that long, e.g. in tmux on a small machine
 
     python -m launch.tpu_pod keep NAME --accelerator_type=v5litepod-16 --spot -- python -m experiments.babistories FLAGS
 
-Project and zone are those of ``gcloud config``, or --zone. launch/README.md has the whole way.
+Project and zone are those of ``gcloud config``, or --zone. launch/README.md describes all steps.
 """
 
 import argparse
@@ -28,20 +28,22 @@ RUNTIMES = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": 
 OLDER_RUNTIME = "tpu-ubuntu2204-base"
 ARCHIVE = "mosaics_jax.tar.gz"
 ON_HOST = "bash mosaics_jax/launch/tpu_host.sh"
-FAILURES = 3  # after which keep gives up
+FAILURES = 3  # the action keep gives up after more
 
 
 def main(argv: Sequence[str]) -> int:
     parser = common.Parser(__doc__)
     parser.add_argument("action", choices=ACTIONS)
-    parser.add_argument("name", type=common.name, help="of the slice, and of its queued resource")
+    parser.add_argument("name", type=common.name, help="name of the slice and of its queued resource")
     parser.add_argument("--zone")
     parser.add_argument("--accelerator_type", help="to create: v5litepod-16, v5p-32, v6e-64 ...")
     parser.add_argument("--runtime_version", help="to create (default: the one that suits the accelerator)")
-    parser.add_argument("--spot", action="store_true", help="to create: cheaper, and can be taken away at any moment")
+    parser.add_argument("--spot", action="store_true", help="to create: cheaper, and can be preempted at any moment")
     parser.add_argument("--autocheckpoint", action="store_true", help="to create: SIGTERM comes before maintenance")
-    parser.add_argument("--startup_script", help="to create: a file that each host runs when it starts, e.g. to mount")
-    parser.add_argument("--poll", type=float, default=60, help="for keep: seconds between two looks (default 60)")
+    parser.add_argument(
+        "--startup_script", help="to create: a script that each host runs when it starts, e.g. to mount a disk"
+    )
+    parser.add_argument("--poll", type=float, default=60, help="for keep: seconds between two polls (default 60)")
     options, command = parser.parse(argv, needing_command=("start", "keep"))
     if options.action in ("create", "keep") and not options.accelerator_type:
         common.fail("--accelerator_type is needed, e.g. --accelerator_type=v5litepod-16")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Slice:
-    """Each action runs a gcloud command or some, or shows them, and gives an exit status."""
+    """The actions. Each runs gcloud commands, or prints them in a dry run, and returns an exit status."""
 
     def __init__(self, options: argparse.Namespace, command: Sequence[str]):
         self._options, self._command = options, command
@@ -68,7 +70,7 @@ class Slice:
             flags.append("--autocheckpoint-enabled")
         if options.startup_script:
             flags.append(f"--metadata-from-file=startup-script={options.startup_script}")
-        track = ["alpha"] if options.autocheckpoint else []  # the one that has this flag
+        track = ["alpha"] if options.autocheckpoint else []  # the release track that has this flag
         return self._run([*track, "compute", "tpus", "queued-resources", "create", options.name, *flags])
 
     def install(self) -> int:
@@ -98,9 +100,9 @@ class Slice:
         return self._run(["compute", "tpus", "queued-resources", "delete", self._options.name, "--force"])
 
     def keep(self) -> int:
-        """From whatever there is to the end of the command, however often the slice is taken away."""
+        """Brings slice and command from any state to the end of the command, however often the slice is preempted."""
         if self._options.dry_run:
-            print("# what the state of the slice and of its hosts asks for, again and again, of:")
+            print("# repeatedly, depending on the state of the slice and of its hosts, one of:")
             return self.status() or self.delete() or self.create() or self.install() or self.start()
         failures = 0
         while True:
@@ -114,7 +116,7 @@ class Slice:
                     return 0
                 if "2" in hosts:
                     common.fail("the command refuses what it was given; the log, by the action watch, says why")
-                # Where one process ends the others follow. No answer: the slice comes or goes.
+                # When one process ends, the others follow. No answer: the slice is being created or taken away.
                 if hosts and "running" not in hosts:
                     failures += not hosts <= {str(common.TRY_AGAIN), "idle", "absent"}
                     if failures > FAILURES:
@@ -124,12 +126,12 @@ class Slice:
             time.sleep(self._options.poll)
 
     def _list(self) -> list[str]:
-        """Prints the state of the queued resource, or nothing if there is none."""
+        """The command that prints the state of the queued resource, or nothing if there is none."""
         only = [f"--filter=name~/{self._options.name}$", "--format=value(state.state)"]
         return ["compute", "tpus", "queued-resources", "list", *only]
 
     def _host_status(self) -> list[str]:
-        """Prints a word for each host (see tpu_host.sh), ``absent`` where the code is not installed."""
+        """The command that prints a word for each host (tpu_host.sh), ``absent`` if the code is not installed."""
         return self._ssh(f"test -x mosaics_jax/.venv/bin/python && {ON_HOST} status || echo absent")
 
     def _ssh(self, line: str, worker: str = "all") -> list[str]:
@@ -142,7 +144,7 @@ class Slice:
         return common.run(self._gcloud(command), self._options.dry_run)
 
     def _ask(self, command: Sequence[str]) -> list[str]:
-        """The words that a command prints; none where it fails."""
+        """The words that a command prints; none if it fails."""
         done = subprocess.run(self._gcloud(command), stdout=subprocess.PIPE, text=True, check=False)
         return done.stdout.split() if done.returncode == 0 else []
 

@@ -13,6 +13,7 @@ COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensi
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
     COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", COMPILE_QUICKLY)
+os.environ.setdefault("GLIBC_TUNABLES", "")  # or every entry point restarts itself, which takes a second
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

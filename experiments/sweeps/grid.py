@@ -16,8 +16,8 @@ from typing import Any
 from absl import flags
 
 from experiments import results
-from experiments.entry import FLAGS_ERROR, USER_ERROR_STATUS
 from mosaics_jax.errors import UserError
+from mosaics_jax.runtime.exits import FLAGS_ERROR, USER_ERROR_STATUS
 from mosaics_jax.training.progress import duration, say
 
 LOG_NAME = "log.txt"

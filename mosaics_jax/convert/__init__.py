@@ -1,4 +1,4 @@
-"""To and from the authors' PyTorch checkpoints. Needs numpy alone, not torch."""
+"""Conversion from and to the authors' PyTorch checkpoints, as numpy arrays: torch is not needed."""
 
 from mosaics_jax.convert.checkpoint import from_torch, to_torch
 

@@ -1,4 +1,4 @@
-"""Parameters from an authors' state dict and back, bit for bit."""
+"""Parameters from a state dict of the authors' codes and back, bit for bit."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,21 +15,21 @@ from mosaics_jax.shapes import Params
 
 Arrays = dict[str, np.ndarray]
 
-WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DistributedDataParallel put before every name
-BUFFERS = (".attn.bias", ".leaky_avg.coef")  # masks and ages: no parameters
-NAMED = 3  # names that an error message spells out, of a list that may be long
+WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and DistributedDataParallel
+BUFFERS = (".attn.bias", ".leaky_avg.coef")  # masks and ages, which are not parameters
+MAX_NAMES = 3  # names in an error message; the others are counted
 
 
 def from_torch(
     state_dict: Mapping[str, Any], *, pre_ln: bool = True, n_head: int | None = None, gelu: str = "erf"
 ) -> tuple[MosaicConfig | GPT2Config, Params]:
-    """Config and parameters (nested dict of float32 numpy arrays, layers not stacked) of a PyTorch checkpoint.
+    """The config and the parameters (nested dict of float32 numpy arrays, layers not stacked) of a PyTorch checkpoint.
 
-    state_dict: arrays under the names of the authors' `Library` (both versions), `nanoMosaics`, or nanoGPT's GPT, which
-    is recognised from them; or a dict that holds this as ``model``. Names and shapes give the config, except for what
-    leaves no trace there: ``pre_ln`` (of `Library`), ``n_head`` (of GPT; default: heads 64 wide), ``gelu`` (of GPT:
-    "tanh" in `Library`, "erf" in nanoGPT and `nanoMosaics`), skip_tokens and dropouts. Raises UserError naming arrays
-    that are missing, unknown or of another shape.
+    state_dict: arrays by name, or a dict that holds them as ``model``. The names show which code made them: the
+    authors' `Library` (both versions), `nanoMosaics`, or nanoGPT's GPT. Names and shapes determine the config, except
+    for ``pre_ln`` (`Library`), ``n_head`` (GPT; default: heads 64 wide), ``gelu`` (GPT: "tanh" in `Library`, "erf" in
+    nanoGPT and `nanoMosaics`), skip_tokens and dropout rates. Raises UserError with the names of arrays that are
+    missing, unknown or of another shape.
     """
     arrays = _parameters(state_dict)
     cuda_keys = "blocks.0.attn.leaky_average.linear.weight" in arrays
@@ -52,15 +52,16 @@ def from_torch(
         {name: array.shape for name, array in arrays.items()}, {entry.name: entry.shape for entry in table}
     )
     if problems:
-        raise UserError(f"the checkpoint does not fit the model that its names tell: {problems}")
+        raise UserError(f"the checkpoint does not fit the model that its names describe: {problems}")
     return config, _nest(table, arrays)
 
 
 def to_torch(config: MosaicConfig | GPT2Config, params: Params) -> Arrays:
-    """The state dict of which `from_torch` makes ``config`` and ``params``: float32 numpy arrays, a tied matrix twice.
+    """The state dict from which `from_torch` makes ``config`` and ``params``: float32 numpy arrays by name.
 
-    ``params`` may have stacked layers. Names of `Library` are those of its regular version. Raises UserError if the
-    authors' codes have no such model, or if the parameters do not fit the config.
+    A tied matrix appears under both of its names. ``params`` may have stacked layers. Names of `Library` are those of
+    its regular version. Raises UserError if the authors' codes have no such model, or if the parameters do not fit the
+    config.
     """
     if "blocks" in params:
         params = unstack_layers(params)
@@ -84,7 +85,7 @@ def to_torch(config: MosaicConfig | GPT2Config, params: Params) -> Arrays:
 
 
 def _parameters(state_dict: Mapping[str, Any]) -> Arrays:
-    """The float32 arrays of a checkpoint under their bare names, without buffers."""
+    """The arrays of a checkpoint as float32, without buffers, under names without WRAPPERS."""
     inner = state_dict.get("model")
     if isinstance(inner, Mapping):
         state_dict = inner
@@ -103,20 +104,20 @@ def _parameters(state_dict: Mapping[str, Any]) -> Arrays:
 
 
 def _nest(table: list[Entry], arrays: Arrays) -> Params:
-    """The parameters as a nested dict of new arrays."""
+    """The parameters as a nested dict of copies."""
     parts: dict[tuple[str, ...], list[Entry]] = {}
     for entry in table:
         parts.setdefault(entry.path, []).append(entry)
     params: Params = {}
     for path, same in parts.items():
-        found = [arrays[entry.name].reshape(entry.view).transpose(entry.order) for entry in same]
+        values = [arrays[entry.name].reshape(entry.view).transpose(entry.order) for entry in same]
         if same[0].bank is not None:
-            value = np.stack(found)
+            value = np.stack(values)
         else:
-            for entry, other in zip(same[1:], found[1:], strict=True):
-                if not _identical(found[0], other):
+            for entry, other in zip(same[1:], values[1:], strict=True):
+                if not _identical(values[0], other):
                     raise UserError(f"{same[0].name} and {entry.name} differ: one parameter cannot hold both")
-            value = np.array(found[0], order="C")
+            value = np.array(values[0], order="C")
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})
@@ -170,7 +171,7 @@ def _gpt_config(arrays: Arrays, n_head: int | None, gelu: str) -> GPT2Config:
     if n_head is None:
         if n_embd % 64:
             raise UserError(
-                f"a GPT's checkpoint does not tell its heads, and width {n_embd} is no multiple of 64: give n_head"
+                f"a GPT's checkpoint does not hold n_head, and width {n_embd} is no multiple of 64: give n_head"
             )
         n_head = n_embd // 64
     return GPT2Config(
@@ -202,18 +203,18 @@ def _tied(arrays: Arrays, embedding: str, head: str) -> bool:
 
 
 def _identical(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal bit for bit, also where NaN."""
+    """Whether two arrays are equal bit for bit, NaN included."""
     return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def _differences(found: dict[str, tuple[int, ...]], needed: dict[str, tuple[int, ...]]) -> str:
-    """What is missing, unknown or of another shape, in a few words; empty if nothing is."""
-    missing = [name for name in needed if name not in found]
-    unknown = [name for name in found if name not in needed]
+def _differences(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
+    """The names that are missing, unknown or of another shape than expected, as a text; empty if there are none."""
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
     wrong = [
-        f"{name} {found[name]}, expected {shape}"
-        for name, shape in needed.items()
-        if name in found and found[name] != shape
+        f"{name} {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
     ]
     parts = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     return "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
@@ -221,5 +222,5 @@ def _differences(found: dict[str, tuple[int, ...]], needed: dict[str, tuple[int,
 
 def _few(names: Iterable[str]) -> str:
     names = list(names)
-    rest = len(names) - NAMED
-    return (", ".join(names[:NAMED]) or "nothing") + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMES
+    return (", ".join(names[:MAX_NAMES]) or "nothing") + (f" and {rest} more" if rest > 0 else "")

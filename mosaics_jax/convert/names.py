@@ -1,4 +1,4 @@
-"""Which array of an authors' checkpoint is which of our parameters: one table a code, read in both directions."""
+"""Which array of a checkpoint of the authors is which parameter: a table for each code, read in both directions."""
 
 import dataclasses
 import math
@@ -8,16 +8,17 @@ from mosaics_jax.models import GPT2Config, MosaicConfig
 
 Path = tuple[str, ...]
 
-# Fields of MosaicConfig that the authors' codes know with their default alone.
-OURS_ALONE = ("feed_forward", "leaky_average", "normalized_keys", "asymmetric", "peek")
+# Fields of MosaicConfig that the authors' codes do not have: they must have their default values.
+NOT_CONVERTIBLE = ("feed_forward", "leaky_average", "normalized_keys", "asymmetric", "peek")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The array ``name`` of a checkpoint, of shape ``shape``, and the parameter at ``path`` that it is.
+    """One array of a checkpoint, ``name`` of shape ``shape``, and the parameter at ``path`` that it corresponds to.
 
-    The parameter is the array viewed as ``view`` with its axes taken in ``order`` (defaults: as it is). With ``bank``
-    it is that row of the parameter's first axis. Two entries of one path are the same array under two names.
+    The parameter is the array reshaped to ``view``, with its axes transposed to ``order`` (defaults: unchanged). With
+    ``bank``, the array is that row of the parameter's first axis. Two entries with one path are one array under two
+    names.
     """
 
     name: str
@@ -34,20 +35,20 @@ class Entry:
 
     @property
     def target_shape(self) -> tuple[int, ...]:
-        """Shape of the parameter, or of the bank in it."""
+        """Shape of the parameter, or of one bank of it."""
         return tuple(self.view[axis] for axis in self.order)
 
 
 def entries(config: MosaicConfig | GPT2Config, cuda_keys: bool = False) -> list[Entry]:
     """The table of a model. Raises UserError if the authors' codes have no such model.
 
-    cuda_keys: the names of ``memory_mosaics_eft.py``, `Library` with the leaky average as a CUDA kernel.
+    cuda_keys: use the names of ``memory_mosaics_eft.py``, the version of `Library` with a CUDA leaky average.
     """
     if isinstance(config, GPT2Config):
         if config.rotary:
             raise UserError("the authors' GPT has no rotary positions: there is no checkpoint to convert to")
         return _gpt(config)
-    if changed := [name for name in OURS_ALONE if getattr(config, name) != getattr(MosaicConfig, name)]:
+    if changed := [name for name in NOT_CONVERTIBLE if getattr(config, name) != getattr(MosaicConfig, name)]:
         fields = ", ".join(f"{name}={getattr(config, name)}" for name in changed)
         raise UserError(f"the authors' code has no mosaic with {fields}: there is no checkpoint to convert to")
     if config.variant == "library":
@@ -65,7 +66,7 @@ def _library(c: MosaicConfig, cuda_keys: bool) -> list[Entry]:
 
     def key(name: str, path: Path) -> list[Entry]:
         if cuda_keys:
-            # The two decays are one parameter, registered twice.
+            # Both decays are one parameter, registered under two names.
             decays = [Entry(f"{name}.leaky_average.leaky_beta_{x}_under", heads, (*path, "decay")) for x in "wu"]
             return decays + _linear(f"{name}.leaky_average.linear", (*path, "W_phi"), width, width, c.bias)
         decay = Entry(f"{name}.leaky_key_beta", heads, (*path, "decay"))
@@ -169,7 +170,7 @@ def _linear(name: str, path: Path, inputs: int, outputs: int, bias: bool) -> lis
 
 
 def _convolution(name: str, path: Path, width: int, taps: int, bias: bool) -> list[Entry]:
-    """(out, in, taps) to (taps, in, out), or to (in, out) for one tap."""
+    """A convolution: (out, in, taps) becomes (taps, in, out), or (in, out) for one tap."""
     shape = (width, width, taps)
     if taps == 1:
         kernel = Entry(f"{name}.weight", shape, (*path, "kernel"), view=shape[:2], order=(1, 0))

@@ -1,22 +1,19 @@
-"""Text from a trained network: sampling with stored memories, and beam search."""
+"""Text from a trained network: sampling and beam search, with the memories of past tokens kept between steps."""
 
 from mosaics_jax.inference.beam import Hypothesis, beam_search
 from mosaics_jax.inference.decoder import Burst, generate, stream
 from mosaics_jax.inference.memories import decodable, longest_continuation
 from mosaics_jax.inference.sampling import Sampling
-from mosaics_jax.inference.text import stories_in_order
-from mosaics_jax.inference.trained import Trained, load_trained
+from mosaics_jax.inference.text import stream_text
 
 __all__ = [
     "Burst",
     "Hypothesis",
     "Sampling",
-    "Trained",
     "beam_search",
     "decodable",
     "generate",
-    "load_trained",
     "longest_continuation",
-    "stories_in_order",
     "stream",
+    "stream_text",
 ]

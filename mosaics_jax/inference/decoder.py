@@ -1,7 +1,7 @@
-"""Generation by sampling: one compiled step, run in bursts, for several prompts at once.
+"""Generation by sampling, for several prompts at once, in bursts.
 
-A burst is a loop of steps inside one compiled call; between bursts the tokens are handed out and the memories grow if
-they must. What is generated does not depend on where bursts end, nor on which prompts are generated together.
+A burst is a loop of steps inside one compiled call. Between bursts the new tokens are yielded, and memories that are
+full grow. The generated tokens depend neither on the lengths of bursts nor on the other prompts.
 """
 
 import functools
@@ -31,15 +31,15 @@ from mosaics_jax.models import LanguageModel
 from mosaics_jax.nn.memory import Memory
 from mosaics_jax.shapes import Array, Params
 
-BURST = 32  # most steps of a burst
-BURST_SECONDS = 0.05  # and about the time it may take, so that text flows
+BURST = 32  # largest number of steps in a burst
+BURST_SECONDS = 0.05  # approximate duration of a burst, so that text appears steadily
 DEFAULT_SAMPLING = Sampling()
 
 
 class State(NamedTuple):
-    """Between two steps: the memory, the logits of each row's next token, and which rows go on.
+    """What a step reads and changes.
 
-    count_B: tokens generated so far. alive_B: whether the row still generates.
+    logits_BV: of each row's next token. count_B: tokens generated so far. alive_B: whether the row goes on.
     """
 
     memory: Memory
@@ -49,9 +49,10 @@ class State(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """What one compiled call gave: the new tokens of each prompt, which prompts still go on, and the seconds it took.
+    """The result of one compiled call.
 
-    compiled: whether its time may include compilation, as that of the first call at each capacity of the memories.
+    tokens: the new tokens of each prompt. alive: which prompts go on. seconds: duration. compiled: whether the duration
+    may include compilation, as in the first call for each capacity of the memories.
     """
 
     tokens: list[list[int]]
@@ -66,7 +67,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     **options: Any,
 ) -> list[list[int]]:
-    """Continues every prompt: the new tokens of each. Options as of `stream`."""
+    """The continuation of every prompt, as tokens. Options are those of `stream`."""
     rows: list[list[int]] = [[] for _ in prompts]
     for burst in stream(model, params, prompts, **options):
         for row, tokens in zip(rows, burst.tokens, strict=True):
@@ -85,12 +86,13 @@ def stream(
     end: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Burst]:
-    """Continues every prompt, in bursts of some tokens each.
+    """Continues every prompt, and yields the new tokens in bursts.
 
-    ``model`` and ``params`` as in training, scanned and sharded or not. ``end``: the token that ends a row; it is not
-    handed out itself. ``vocab_size``: the tokenizer's, if the model has more rows; the others are never drawn. A mosaic
-    goes on past its training context; GPT-2 stops at the last position that it has learned (`longest_continuation`).
-    Raises UserError on prompts that cannot be continued. A call with the shapes of an earlier one compiles nothing.
+    ``model`` and ``params``: as in training, scanned and sharded or not, or as `decodable` returned them. ``end``: the
+    token that ends a continuation; it is not part of it. ``vocab_size``: the tokenizer's, if the model has more rows;
+    tokens beyond it are never drawn. A mosaic continues past its training context; GPT-2 stops at its last learned
+    position (`longest_continuation`). Raises UserError for prompts that cannot be continued. A call with the shapes of
+    an earlier call compiles nothing.
     """
     vocab_size = vocab_size or model.config.vocab_size
     check_prompts(model, prompts, vocab_size)
@@ -115,10 +117,10 @@ def bursts(
     end: int,
     vocab_size: int,
 ) -> Iterator[Burst]:
-    """Goes on from ``state``, whose arrays it uses up, until every row has ended or has ``limit_B`` tokens."""
+    """Continues ``state``, whose arrays are donated, until every row has ended or has ``limit_B`` tokens."""
     fed = int(np.asarray(state.memory.length_B).max())
     left = int(np.max(limit_B))
-    capacity = 0  # of the newest compiled step
+    capacity = 0  # of the memories in the last call
     step_seconds = BURST_SECONDS
     alive = [True]
     while left and any(alive):
@@ -151,7 +153,7 @@ def _burst(
     end: Array,
     steps: Array,
 ) -> tuple[Array, State]:
-    """Up to ``steps`` tokens of every row, (B, BURST) with -1 where a row has none, and the state after them."""
+    """Generates up to ``steps`` tokens of every row. Returns them, (B, BURST) with -1 for none, and the state."""
 
     def step(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         i, tokens_BT, state = carry

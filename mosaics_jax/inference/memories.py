@@ -1,4 +1,4 @@
-"""The memories of a generation: a network made ready for them, filled with prompts, grown, kept in place in loops."""
+"""The memories of a generation: preparing a network for decoding, feeding prompts, growing memories, carrying them."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,14 @@ from mosaics_jax.nn.memory import Memory, is_store
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import make_mesh
 
-# Prompts are fed in chunks of few sizes, since each size is compiled: the first as long as it fits, then the second.
+# Prompts are fed in chunks. Each size is compiled, so there are two: the first while it fits, then the second.
 CHUNKS = (128, 32)
-LEAST_CAPACITY = 256
+LEAST_CAPACITY = 256  # positions
 
 
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
-    """Generation runs on this process's first device, also when the program around it, a training loop, has a mesh."""
+    """The mesh of this process's first device. Generation runs on it, also inside a training loop on another mesh."""
     with jax.set_mesh(_mesh_of_one()):
         yield
 
@@ -36,22 +36,24 @@ def _mesh_of_one() -> Mesh:
 
 
 def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Params]:
-    """The same network in the form that generation runs: layers unscanned, parameters whole and on one device.
+    """The network and its parameters as generation needs them: layers unscanned, parameters whole, on one device.
 
-    Matrices are cast to the type of computation, which they are used in anyway. ``params`` may be spread over devices
-    and processes; then every process must call this. What is already in this form comes back as it is.
+    Matrices are cast to the type that the network computes in. ``params`` may be boxed and may be sharded over devices
+    and processes; if over processes, all of them must call this function. A network and parameters that are in this
+    form already are returned without a copy.
     """
     params = nn.meta.unbox(params)
     if model.config.scan_layers:
         model, params = type(model)(dataclasses.replace(model.config, scan_layers=False)), unstack_layers(params)
-    params = jax.tree.map(_addressable, params)
+    params = jax.tree.map(_gathered, params)
     with one_device():
-        # Arrays remember a mesh, which loops over them look at: a device alone would leave them the one around.
+        # The sharding must name this mesh: with a bare device, loops would take the arrays for the mesh outside.
         params = jax.device_put(params, NamedSharding(_mesh_of_one(), PartitionSpec()))
         return model, _cast_matrices(params, model.config.dtype)
 
 
-def _addressable(leaf: Array) -> Array:
+def _gathered(leaf: Array) -> Array:
+    """The whole array on this process's devices, if it is sharded over several processes."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         # Shardings are typed as their base, which has no mesh.
         return _replicate(leaf.sharding.mesh)(leaf).addressable_data(0)  # type: ignore[attr-defined]
@@ -68,7 +70,7 @@ def _cast_matrices(params: Params, dtype: str) -> Params:
 
 
 def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    """Raises UserError on a prompt without tokens, with unknown ones, or longer than the positions that are learned."""
+    """Raises UserError for a prompt that is empty, has tokens outside the vocabulary, or exceeds learned positions."""
     for number, prompt in enumerate(prompts, start=1):
         name = f"prompt {number}" if len(prompts) > 1 else "the prompt"
         if not len(prompt):
@@ -82,20 +84,20 @@ def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], vocab_
 
 
 def longest_continuation(model: LanguageModel, prompt_length: int, max_tokens: int) -> int:
-    """At most how many tokens can follow a prompt: ``max_tokens``, or what learned positions leave room for."""
+    """How many tokens can follow a prompt: ``max_tokens``, or fewer if the model's learned positions end before."""
     if model.max_positions is None:
         return max_tokens
     return min(max_tokens, model.max_positions - prompt_length + 1)
 
 
 def remember(model: LanguageModel, params: Params, prompts: Sequence[Sequence[int]]) -> tuple[Memory, Array]:
-    """Feeds prompts of any lengths, in chunks: the memory after them, and the logits (B, V) of each next token."""
+    """Feeds prompts of any lengths, in chunks. Returns the memory after them and the next tokens' logits (B, V)."""
     length_B = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = int(length_B.max())
     tokens_BT = np.zeros((len(prompts), longest + CHUNKS[-1]), np.int32)
     for row, prompt in zip(tokens_BT, prompts, strict=True):
         row[: len(prompt)] = prompt
-    memory, logits_BV = _nothing(model, len(prompts), capacity_for(longest + 1), params)
+    memory, logits_BV = _empty(model, len(prompts), capacity_for(longest + 1), params)
     start = 0
     while start < longest:
         size = next((size for size in CHUNKS if size <= longest - start), CHUNKS[-1])
@@ -106,7 +108,7 @@ def remember(model: LanguageModel, params: Params, prompts: Sequence[Sequence[in
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _nothing(model: LanguageModel, batch: int, capacity: int, params: Params) -> tuple[Memory, Array]:
+def _empty(model: LanguageModel, batch: int, capacity: int, params: Params) -> tuple[Memory, Array]:
     # Linen's apply is untyped.
     memory: Memory = model.apply({"params": params}, batch, capacity, method="empty_memory")  # type: ignore[assignment]
     return memory, jnp.zeros((batch, model.config.vocab_size), jnp.promote_types(model.config.dtype, jnp.float32))
@@ -123,13 +125,13 @@ def _feed(
 def extend(
     model: LanguageModel, params: Params, tokens_BT: Array, memory: Memory, valid_B: Array
 ) -> tuple[Array, Memory]:
-    """`LanguageModel.extend_last`: the logits (B, V) after the last real token of each row's chunk, and the memory."""
+    """`LanguageModel.extend_last`: the logits (B, V) after the last valid token of each row's chunk, and the memory."""
     # Linen's apply is untyped.
     return model.apply({"params": params}, tokens_BT, memory, valid_B, method="extend_last")  # type: ignore[return-value]
 
 
 def capacity_for(positions: int) -> int:
-    """The capacity that holds so many positions: doubled from the least, so that few sizes are ever compiled."""
+    """A capacity for so many positions: LEAST_CAPACITY times a power of 2, so that few sizes are compiled."""
     capacity = LEAST_CAPACITY
     while capacity < positions:
         capacity *= 2
@@ -137,13 +139,13 @@ def capacity_for(positions: int) -> int:
 
 
 def capacity_of(memory: Memory) -> int:
-    """Positions that a memory has room for."""
+    """How many positions a memory has room for."""
     return memory.blocks[0][0].keys_BHND.shape[2]
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def grow(memory: Memory, capacity: int) -> Memory:
-    """The same memory with room for ``capacity`` positions."""
+    """The memory, padded to room for ``capacity`` positions."""
 
     def pad(path: Any, leaf: Array) -> Array:
         if not is_store(path):
@@ -154,9 +156,9 @@ def grow(memory: Memory, capacity: int) -> Memory:
 
 
 def fold_batch(memory: Memory) -> Memory:
-    """A memory of one row as loops should carry it: stores without their batch axis. Any other as it is.
+    """The form in which loops carry a memory: with one row (B = 1), stores have no batch axis.
 
-    With an axis of length 1 XLA on CPU merges the update of a store with a reshape, and copies the whole store.
+    With a batch axis of length 1, XLA on CPU fuses the update of a store with a reshape and copies the whole store.
     """
     return jax.tree.map_with_path(lambda path, a: a[0] if is_store(path) and len(a) == 1 else a, memory)
 

@@ -1,4 +1,7 @@
-"""The choice of a next token from its logits: temperature, top-k, nucleus, greedy."""
+"""The choice of a next token from its logits: temperature, top-k, nucleus (top-p), greedy.
+
+Shapes here: J blocks of the vocabulary, W tokens of a block, E entries of a row of weights.
+"""
 
 import dataclasses
 import zlib
@@ -13,13 +16,13 @@ from jax import lax
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array
 
-BLOCK = 128
-INFINITY_BITS = 0x7F800000  # of a float32
+BLOCK = 128  # W
+INFINITY_BITS = 0x7F800000  # of an infinite float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. The defaults draw from the model's own distribution, a little sharpened."""
+    """How a token is drawn. The defaults draw from the model's distribution, slightly sharpened."""
 
     temperature: float = setting(0.8, "divides the logits; 0 always takes the most probable token")
     top_k: int = setting(0, "draw among this many most probable tokens (0: all)")
@@ -35,57 +38,62 @@ class Sampling:
 
 
 def draw(key_B: Array, logits_BV: Array, sampling: Sampling) -> Array:
-    """One token a row, int32 (B,), with a random key for each row. Tokens of logit -inf are never drawn."""
+    """Draws one token for each row: int32 (B,). ``key_B``: random keys. Tokens with logit -inf are never drawn."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    # The largest logit is moved to 0, so that no temperature makes an infinity of it.
+    # The largest logit is shifted to 0, so that no temperature turns it into an infinity.
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k:
         logits_BV = keep_top_k(logits_BV, sampling.top_k)
     if sampling.top_p < 1:
         logits_BV = keep_top_p(logits_BV, sampling.top_p)
-    return _pick(jax.vmap(jax.random.uniform)(key_B), jnp.exp(logits_BV))
+    return _draw_by_weight(jax.vmap(jax.random.uniform)(key_B), jnp.exp(logits_BV))
 
 
-def _pick(uniform_B: Array, weights_BV: Array) -> Array:
-    """The token at which the summed weights pass a random share of their total: first its block, then its place there.
+def _draw_by_weight(uniform_B: Array, weights_BV: Array) -> Array:
+    """The token at which the running sum of weights exceeds the share ``uniform_B`` of their total.
 
-    One random number a row and short sums; noise for each of V tokens takes 15 times as long on CPU.
+    The block of the token is found first, then the token in it. This takes one random number a row and short sums;
+    Gumbel noise for each of V tokens takes 15 times as long on CPU.
     """
-    blocks = jnp.pad(weights_BV, ((0, 0), (0, -weights_BV.shape[1] % BLOCK))).reshape(len(weights_BV), -1, BLOCK)
-    block_B, rest_B = _pass(uniform_B, jnp.sum(blocks, axis=-1), relative=True)
-    inside = jnp.take_along_axis(blocks, block_B[:, None, None], axis=1)[:, 0]
-    place_B, _ = _pass(rest_B, inside)
-    return (block_B * BLOCK + place_B).astype(jnp.int32)
+    padding = ((0, 0), (0, -weights_BV.shape[1] % BLOCK))
+    weights_BJW = jnp.pad(weights_BV, padding).reshape(len(weights_BV), -1, BLOCK)
+    block_B, rest_B = _first_exceeding(uniform_B, jnp.sum(weights_BJW, axis=-1), relative=True)
+    weights_BW = jnp.take_along_axis(weights_BJW, block_B[:, None, None], axis=1)[:, 0]
+    index_B, _ = _first_exceeding(rest_B, weights_BW)
+    return (block_B * BLOCK + index_B).astype(jnp.int32)
 
 
-def _pass(target_B: Array, weights_BN: Array, relative: bool = False) -> tuple[Array, Array]:
-    """Where the running sum of weights first exceeds a target (or that share of the total), and what was left of it."""
-    sum_BN = jnp.cumsum(weights_BN, axis=-1)
+def _first_exceeding(target_B: Array, weights_BE: Array, relative: bool = False) -> tuple[Array, Array]:
+    """The index at which the running sum first exceeds the target, and the target minus the sum before that index.
+
+    ``relative``: the target is a share of the total.
+    """
+    sum_BE = jnp.cumsum(weights_BE, axis=-1)
     if relative:
-        target_B = target_B * sum_BN[:, -1]
+        target_B = target_B * sum_BE[:, -1]
     # Rounding must neither choose a weight of 0 nor leave a row without a choice.
-    passed_BN = (sum_BN > target_B[:, None]) & (weights_BN > 0)
-    index_B = jnp.where(jnp.any(passed_BN, axis=-1), jnp.argmax(passed_BN, axis=-1), jnp.argmax(weights_BN, axis=-1))
-    before_BN = sum_BN - weights_BN
-    return index_B, target_B - jnp.take_along_axis(before_BN, index_B[:, None], axis=1)[:, 0]
+    exceeds_BE = (sum_BE > target_B[:, None]) & (weights_BE > 0)
+    index_B = jnp.where(jnp.any(exceeds_BE, axis=-1), jnp.argmax(exceeds_BE, axis=-1), jnp.argmax(weights_BE, axis=-1))
+    before_BE = sum_BE - weights_BE
+    return index_B, target_B - jnp.take_along_axis(before_BE, index_B[:, None], axis=1)[:, 0]
 
 
 def keep_top_k(logits_BV: Array, k: int) -> Array:
-    """The logits, -inf outside the k largest of each row; those equal to the k-th all stay."""
+    """The logits, -inf outside the k largest of each row; all logits equal to the k-th stay."""
     return _keep_enough(logits_BV, jnp.ones((), jnp.int32), min(k, logits_BV.shape[-1]))
 
 
 def keep_top_p(logits_BV: Array, p: float) -> Array:
-    """The logits, -inf outside the fewest tokens whose probabilities add up to ``p``; all equal to the last stay."""
+    """The logits, -inf outside the fewest tokens whose probabilities sum to ``p``; all equal to the last one stay."""
     return _keep_enough(logits_BV, jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1), p)
 
 
 def _keep_enough(logits_BV: Array, weights: Array, enough: float) -> Array:
-    """The logits, -inf outside the fewest largest whose weights add up to ``enough``.
+    """The logits, -inf outside the fewest largest ones whose weights, (B, V) or (), sum to ``enough``.
 
-    The least logit to keep is found bit by bit rather than by sorting (31 sums over V; on CPU 15 times as fast): floats
-    that are not negative, as distances from the largest, are ordered as their bits are.
+    The smallest logit to keep is found bit by bit instead of by sorting: 31 sums over V, on CPU 15 times as fast. This
+    works on the distances from the largest logit, because floats that are not negative have the order of their bits.
     """
     distance_BV = (jnp.max(logits_BV, axis=-1, keepdims=True) - logits_BV).astype(jnp.float32)
     rank_BV = INFINITY_BITS - lax.bitcast_convert_type(distance_BV, jnp.int32)
@@ -100,10 +108,10 @@ def _keep_enough(logits_BV: Array, weights: Array, enough: float) -> Array:
 
 
 def prompt_keys(seed: int, prompts: Sequence[Sequence[int]]) -> Array:
-    """A random key for each prompt, (B,): from the seed, the prompt's tokens, and how many equal ones came before it.
+    """A random key for each prompt, (B,), from the seed, the prompt's tokens, and how many equal prompts precede it.
 
-    So a prompt's continuation does not depend on the others, nor on its place among them; equal prompts continue
-    differently.
+    The continuation of a prompt therefore depends neither on the other prompts nor on its place among them, and equal
+    prompts are continued differently.
     """
     seen: Counter[bytes] = Counter()
     data_B = np.zeros(len(prompts), np.uint32)

@@ -1,35 +1,35 @@
-"""Generated tokens as text, while they come."""
+"""Generated tokens as text, as soon as they are generated."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from mosaics_jax.data.tokenizers import StreamDecoder, Tokenizer
 from mosaics_jax.inference.decoder import Burst
 
-BETWEEN = "\n\n"
+SEPARATOR = "\n\n"
 
 
-def stories_in_order(prompts: Sequence[str], bursts: Iterable[Burst], tokenizer: Tokenizer) -> Iterator[str]:
-    """Pieces of text to print one after the other: each prompt and its continuation, a blank line between two.
+def stream_text(prompts: Sequence[str], bursts: Iterable[Burst], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yields pieces of text to print one after the other: each prompt with its continuation, separated by blank lines.
 
-    The first story that is not finished comes as it is generated; those behind it, generated at the same time, wait for
-    their turn. A piece never ends within a character.
+    The texts are in the order of the prompts. The first text that is not finished is yielded while it is generated; the
+    texts behind it, which are generated at the same time, are kept until it ends. No piece ends within a character.
     """
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
-    waiting = list(prompts)
-    shown = 0
+    unprinted = list(prompts)
+    current = 0  # the text that is being printed
 
-    def take() -> str:
-        piece, waiting[shown] = waiting[shown], ""
+    def next_piece() -> str:
+        piece, unprinted[current] = unprinted[current], ""
         return piece
 
-    yield take()
+    yield next_piece()
     for burst in bursts:
         for row, tokens in enumerate(burst.tokens):
-            waiting[row] += "".join(map(decoders[row].push, tokens))
+            unprinted[row] += "".join(map(decoders[row].push, tokens))
             if not burst.alive[row]:
-                waiting[row] += decoders[row].flush()
-        piece = take()
-        while not burst.alive[shown] and shown + 1 < len(prompts):
-            shown += 1
-            piece += BETWEEN + take()
+                unprinted[row] += decoders[row].flush()
+        piece = next_piece()
+        while not burst.alive[current] and current + 1 < len(prompts):
+            current += 1
+            piece += SEPARATOR + next_piece()
         yield piece

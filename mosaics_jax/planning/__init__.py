@@ -1,1 +1,1 @@
-"""Ahead-of-time planning: compiles a training step for chips that are not here, and reads off what it will cost."""
+"""Ahead-of-time planning: compiles a training step for chips that are not attached, and reads off its costs."""

@@ -1,4 +1,4 @@
-"""What a training step will take on chips that are not here: compiled ahead of time, never run."""
+"""The memory, FLOPs and traffic of a training step on chips that are not attached: compiled ahead of time, not run."""
 
 import dataclasses
 import math
@@ -20,11 +20,12 @@ from mosaics_jax.training.state import Task, count_parameters, make_trainer
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step takes. Bytes and executed FLOPs are those of one device; one device is one chip.
+    """The costs of one step. Bytes and executed FLOPs are per device; a device is a chip.
 
-    model_flops: of the whole step over all devices (`model_flops`). executed_flops: of the products in the program,
-    recomputation and masked scores included, split evenly. memory: "parameters", "optimizer", "batch", "temporaries",
-    "program", in bytes.
+    devices: how many; mesh: axis sizes above 1. parameters: how many numbers; tokens: of a batch. memory: bytes of
+    "parameters", "optimizer", "batch", "temporaries", "program". hbm: bytes of a chip. model_flops: of the whole step
+    over all devices (`model_flops`). executed_flops: of the matrix products in the compiled program, including
+    recomputation and masked scores, divided evenly.
     """
 
     devices: int
@@ -39,7 +40,7 @@ class Plan:
     chip: Chip
 
     def seconds(self, utilisation: float) -> dict[str, float]:
-        """Least time in products (at a share ``utilisation`` of the peak), in main memory and on the links."""
+        """Shortest time for products (at ``utilisation`` of the peak FLOPs), for main memory and for the links."""
         sent = sum(total for _, total in self.traffic.collectives.values())
         return {
             "products": self.executed_flops / (utilisation * self.chip.flops),
@@ -49,7 +50,10 @@ class Plan:
 
 
 class TooLarge(UserError):
-    """The step does not fit the chips' memory. ``needed`` and ``hbm``: bytes on a device."""
+    """The step does not fit into the chips' memory.
+
+    needed, hbm: bytes of the step, and of a chip. state: bytes of parameters and optimizer on a device.
+    """
 
     def __init__(self, needed: float, hbm: float, state: float) -> None:
         super().__init__(f"a step needs {needed / GIB:.1f} GiB on each chip, which has {hbm / GIB:.2f} GiB")
@@ -59,7 +63,7 @@ class TooLarge(UserError):
 def make_plan(
     task: Task, optimizer: OptimizerConfig, mesh_text: str, topology: str, batch: Any, untied: bool, attended: int
 ) -> Plan:
-    """Compiles the step that ``train`` would run. Raises UserError, TooLarge among them.
+    """Compiles the step that `train` would run. Raises UserError; TooLarge if the step does not fit.
 
     batch: tree of shapes of a whole batch. untied, attended: as in `model_flops`.
     """
@@ -68,7 +72,7 @@ def make_plan(
     for leaf in jax.tree.leaves(batch):
         check_rows(leaf.shape[0], mesh, optimizer.accumulate)
     with jax.set_mesh(mesh):
-        # The number of steps and the seed are constants of the program: they do not change what it takes.
+        # The number of steps and the seed are constants in the program and do not change its costs.
         trainer = make_trainer(task, optimizer, steps=1000, seed=0, mesh=mesh)
         split = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), batch
@@ -87,7 +91,7 @@ def make_plan(
         "temporaries": analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         "program": analysis.generated_code_size_in_bytes,
     }
-    if sum(memory.values()) > chip.hbm:  # which compilers for GPUs leave to be found out
+    if sum(memory.values()) > chip.hbm:  # compilers for GPUs do not check it
         raise TooLarge(sum(memory.values()), chip.hbm, parameters + moments)
     boxed = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     return Plan(
@@ -105,11 +109,12 @@ def make_plan(
 
 
 def model_flops(boxed: Params, tokens: int, untied: bool, attended: int) -> float:
-    """FLOPs of a step that the model itself asks for: 6 a token and weight, 6 a token and channel of a pair it reads.
+    """FLOPs that a step of the model needs: 6 for each token and weight, and 12 for each token and attended number.
 
-    Forward, each weight of a product is multiplied and added once a token, a slot of persistent memory included;
-    backward takes twice that. An embedding that is no head (``untied``) is looked up, as are positions. attended: pairs
-    that a query finds in contextual retrieval on average, times channels, over all blocks: L C T / 2 if causal.
+    Forward, each weight of a matrix product (a slot of persistent memory included) takes one multiplication and one
+    addition a token; backward takes twice that. Tables that are only looked up do not count: positions, and an
+    embedding that is not also the head (``untied``). attended: pairs that a query retrieves from on average, times
+    channels, summed over blocks; L C T / 2 if causal. Each is used twice: in a score, and in the weighted sum.
     """
     weights = 0
     for (path, leaf), counts in zip(
@@ -124,7 +129,7 @@ def model_flops(boxed: Params, tokens: int, untied: bool, attended: int) -> floa
 
 
 def product_flops(jaxpr: Any) -> float:
-    """FLOPs of the products of matrices in a traced program, over all devices; loop bodies as often as they run."""
+    """FLOPs of the matrix products in a traced program, over all devices; the body of a scan counts at every step."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -136,8 +141,8 @@ def product_flops(jaxpr: Any) -> float:
         elif name == "scan":
             total += parameters["length"] * product_flops(inner[0])
         elif name == "shard_map":
-            copies = parameters["mesh"].size  # every device runs it, on its own part
-            total += copies * product_flops(inner[0])
+            devices = parameters["mesh"].size  # each runs the body on its shard
+            total += devices * product_flops(inner[0])
         elif name == "pallas_call":
             total += math.prod(parameters["grid_mapping"].grid) * product_flops(inner[0])
         elif name == "cond":
@@ -148,17 +153,17 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def _local_bytes(tree: Any) -> float:
-    """Of a tree of sharded shapes, on one device."""
+    """Bytes of a tree of sharded shapes on one device."""
     shapes = ((leaf.dtype, leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
     return float(sum(jnp.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in shapes))
 
 
 def _too_large(error: Exception, state: float, chip: Chip) -> Exception:
-    """What the compiler says when memory runs out, as an error of the user; any other error as it is."""
+    """TooLarge if the compiler reports that memory is exhausted; otherwise ``error``."""
     units = {"K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
     needs, has = r"(?:Used |temporaries \()([\d.]+)([KMGT])", r"(?: of |available HBM \()([\d.]+)([KMGT])"
-    found = [re.search(pattern, str(error)) for pattern in (needs, has)]
-    if "RESOURCE_EXHAUSTED" not in str(error) or not all(found):
+    matches = [re.search(pattern, str(error)) for pattern in (needs, has)]
+    if "RESOURCE_EXHAUSTED" not in str(error) or not all(matches):
         return error
-    needed, hbm = (float(match.group(1)) * units[match.group(2)] for match in found if match)
+    needed, hbm = (float(match.group(1)) * units[match.group(2)] for match in matches if match)
     return TooLarge(needed, hbm, state)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def write_file(path: str | Path, content: bytes) -> None:
-    """Writes a file through a temporary sibling: ``path`` holds the old content or all of the new, never a part."""
+    """Writes a file through a temporary file beside it: ``path`` holds all of the old content or all of the new."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -29,10 +29,10 @@ def write_file(path: str | Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
-    """Gives a temporary sibling directory to fill; on a normal exit it becomes ``target``, otherwise it is removed.
+    """Yields a temporary directory beside ``target``; a normal exit renames it to ``target``, an exception removes it.
 
-    What killed runs left beside ``target`` is removed first: a live run holds a lock on its temporary directory.
-    Raises FileExistsError if ``target`` is not empty by then and ``replace`` is not given.
+    Temporary directories that killed processes left beside ``target`` are removed first; a live process is recognised
+    by its lock. Raises FileExistsError if ``target`` exists at the exit, is not empty, and ``replace`` is False.
     """
     target = Path(target).absolute()
     try:
@@ -42,12 +42,13 @@ def directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
     for stale in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         _remove_unless_locked(stale)
     temporary, lock = _make_locked(target)
-    set_aside = temporary.with_suffix(".old.tmp")
+    replaced = temporary.with_suffix(".old.tmp")
     try:
         yield temporary
         if replace and target.exists():
-            # A directory is not replaced in one step: the old one steps aside, under a name that counts as stale.
-            os.rename(target, set_aside)
+            # rename(2) does not replace a directory that has files, so the old one is renamed first, to a name that the
+            # cleanup above recognises in case this process is killed here.
+            os.rename(target, replaced)
         try:
             os.rename(temporary, target)
         except OSError as error:
@@ -57,7 +58,7 @@ def directory(target: str | Path, replace: bool = False) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(set_aside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
         os.close(lock)
 
 
@@ -69,7 +70,7 @@ def _make_locked(target: Path) -> tuple[Path, int]:
         _lock(lock)
         if path.exists():
             return path, lock
-        # Another run took it for stale between its creation and the lock.
+        # Another process removed the directory as stale, between its creation and its lock.
         os.close(lock)
 
 
@@ -86,7 +87,7 @@ def _remove_unless_locked(path: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks until the descriptor is closed or its process ends; False if someone else holds it or locks do not work."""
+    """Takes a lock that lasts until the descriptor is closed. Returns False if it is taken, or not supported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 
-SAVE = "save"  # what ``StopSignals.seen`` may say besides the name of a signal
+SAVE = "save"  # the request of `StopSignals` that is no signal: a process wants a checkpoint
 
 
 class Diverged(UserError):
@@ -20,31 +20,33 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """The run was told to stop, and has saved its state; the same command goes on from there."""
+    """A signal stopped the run, and its state is saved; the same command resumes it."""
 
     EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class StopSignals:
-    """Within ``with StopSignals() as signals``, SIGTERM and SIGINT are noted; a second one ends the process at once.
+    """Within ``with StopSignals() as signals``, SIGTERM and SIGINT are recorded; a second one kills the process.
 
     Schedulers send SIGTERM before they take a machine away, and Cloud TPU before it maintains one (Autocheckpoint).
-    With several processes a signal to any of them stops all. Only the main thread can take signals: in another, this
-    process notes none. One that nobody asked for is passed on at the end to whoever took signals before.
+    With several processes, a signal to any process stops all. Only the main thread can install signal handlers; in
+    another thread, this process records no signals. A signal that no caller asked about is raised again at the exit,
+    for the handler that was installed before.
 
-    JAX's preemption service (``multihost_utils.reached_preemption_sync_point``) is not used, and ``experiments.entry``
-    turns it off: its handler, which Python can neither call nor put back, swallows every SIGTERM until the process
-    ends, the second one and those outside of training too, and knows no SIGINT.
+    JAX's preemption service (``multihost_utils.reached_preemption_sync_point``) is not used, and `Processes.join` turns
+    it off. Its handler, which Python can neither call nor restore, swallows every SIGTERM until the process ends (also
+    the second one, and those outside of training), and does not know SIGINT.
     """
 
-    received = 0  # the first signal's number
-    _told = False
-    _agreed: jax.Array | None = None
+    received = 0  # number of the first signal; 0: none yet
+    _reported = False
+    _pending: jax.Array | None = None  # the request that the last call of ``requested`` sent to the other processes
 
     def __enter__(self) -> "StopSignals":
         self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # A handler in Python runs when the compilation or the step at hand returns. The thread hears at once.
+            # A handler written in Python runs only when the current compilation or step returns. A thread that reads
+            # the wake-up file descriptor learns of the signal at once.
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -57,11 +59,11 @@ class StopSignals:
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         if self._previous:
             for number, handler in self._previous.items():
-                signal.signal(number, handler or signal.SIG_DFL)  # None is a handler that Python cannot put back
+                signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that Python cannot restore
             signal.set_wakeup_fd(self._previous_fd)
             os.close(self._writer)
             self._listener.join()
-        if self.received and not self._told and error is None:
+        if self.received and not self._reported and error is None:
             signal.raise_signal(self.received)
 
     def _listen(self, reader: int) -> None:
@@ -73,31 +75,31 @@ class StopSignals:
                     os._exit(128 + byte[0])
                 self.received = byte[0]
 
-    def seen(self, save: bool = False) -> str | None:
-        """The signal that asks the run to stop, if any, or SAVE where a process wishes to ``save``.
+    def requested(self, save: bool = False) -> str | None:
+        """The name of the signal that stops the run, SAVE if a process passed ``save=True``, or None.
 
-        To be called once after every step, under the mesh. The same answer in all processes: with several, what they
-        had agreed upon by the time of the call before.
+        Call it once after every step, under the mesh. All processes get the same answer. With several processes, the
+        answer is the request that they had made by the previous call, so that no step waits for communication.
         """
         number = self.received or int(save)
         if jax.process_count() > 1:
-            agreed, self._agreed = self._agreed, largest_of_all_processes(number)
+            agreed, self._pending = self._pending, largest_of_all_processes(number)
             number = 0 if agreed is None else int(agreed)
             if number:
-                self._agreed = None  # in which the wish would be heard again
+                self._pending = None  # it repeats the request that is being answered now
         return self._name(number)
 
-    def last(self) -> str | None:
-        """As ``seen``, but of this very call: waits for all processes. For the end of a run."""
+    def requested_now(self) -> str | None:
+        """As ``requested``, but waits for all processes. For the end of a run."""
         return self._name(int(largest_of_all_processes(self.received)) if jax.process_count() > 1 else self.received)
 
     def _name(self, number: int) -> str | None:
-        self._told = number > 1
+        self._reported = number > 1
         return (SAVE if number == 1 else signal.Signals(number).name) if number else None
 
 
 def largest_of_all_processes(number: int) -> jax.Array:
-    """() int32, in the making: the devices compute it after all that was dispatched before."""
+    """The largest ``number`` of any process: () int32, dispatched to the devices behind the current step."""
     mesh = jax.sharding.get_mesh()
     mine = np.full(jax.local_device_count(), number, np.int32)
     return _largest(jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(mesh.axis_names)), mine))

@@ -1,18 +1,20 @@
-"""Tables of text: for the terminal and for Markdown pages."""
+"""Tables of text, for the terminal and for Markdown pages."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table for the terminal: the first column to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """A table for the terminal; the columns numbered in ``left`` are aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(map(line, rows))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same table in Markdown; the first row is the heading."""
+    """A table in Markdown; the first row is the heading."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]) + "\n"

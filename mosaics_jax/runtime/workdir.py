@@ -1,4 +1,4 @@
-"""The work directory of a run: whether it can be used, that one run at a time uses it, and how to find it again."""
+"""The work directory of a run: checked before use, locked while a run writes in it, found again afterwards."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from mosaics_jax.errors import UserError
 
 
 def check_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-    """The work directory, as an absolute path; raises UserError if it is no place to write in. Creates nothing."""
+    """The work directory as an absolute path. Raises UserError if files cannot be written there. Creates nothing."""
     if "://" in str(workdir):
         raise UserError(f"workdir={workdir}: give a path of a mounted file system, not a URL")
     path = pathlib.Path(workdir).absolute()
@@ -26,10 +26,11 @@ def check_workdir(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Creates the directory if need be, and keeps other runs out of it; UserError if one is in it.
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the directory if it does not exist, and locks it. Raises UserError if another run holds the lock.
 
-    The lock is the operating system's, on the directory itself: it leaves no file, and ends with the process.
+    The lock is an ``flock`` on the directory itself: it needs no lock file and ends with the process. Process 0 alone
+    takes it.
     """
     if jax.process_index() > 0:
         yield
@@ -45,14 +46,17 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"another process trains in {workdir}: stop it, or choose another work directory") from None
         except OSError:
-            logging.warning("%s is on a file system without locks: nothing keeps a second run out of it", workdir)
+            logging.warning("%s is on a file system without locks: a second run in it would not be noticed", workdir)
         yield
     finally:
         os.close(descriptor)
 
 
 def find_run(workdir: str | os.PathLike) -> pathlib.Path:
-    """The directory of a run: ``workdir``, its child ``mosaic``, or its only child that is one. Raises UserError."""
+    """The directory of a run: ``workdir`` itself, its child ``mosaic``, or the only child that is a run.
+
+    A directory is a run if it holds ``checkpoints/``. Raises UserError if there is none, or several.
+    """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"{workdir} is not a directory; give the work directory of a run")

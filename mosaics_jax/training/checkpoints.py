@@ -1,19 +1,18 @@
-"""Checkpoints of a run, and how to get its parameters back.
+"""Checkpoints of a run: written in the background, restored by the training loop, and their parameters loaded.
 
 A work directory holds ``checkpoints/STEP/`` with the items params, optimizer (its state, the step, the random key),
 data (the position in the training data) and meta (format version, step, the run's config), and ``best/STEP/`` with the
-params, the meta and the metrics of the evaluation whose loss is the least so far. ``files.json`` beside them lists
-every file's size and checksum, so that a damaged or half-copied checkpoint is recognised before it is read.
+params, the meta and the metrics of the evaluation with the least loss so far. ``files.json`` beside the items lists
+every file's size and checksum, so that a damaged or half-copied checkpoint is recognised.
 """
 
 import json
-import os
 import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,35 +22,43 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSeconds, LatestN, PreservationPolicy
 
 from mosaics_jax.errors import UserError
-from mosaics_jax.runtime.workdir import find_run
 from mosaics_jax.shapes import Params
 from mosaics_jax.training.checkpoint_files import (
     FILE_LIST,
     ITEMS,
+    cause,
     damage,
-    damage_seen_by_first_process,
-    gist,
+    damage_seen_by_any_process,
     measure,
     report_damage,
     set_aside,
     steps_in,
 )
+from mosaics_jax.training.run_config import Config, check_config, meta_of, read_meta, write_config
 from mosaics_jax.training.state import TrainState
 
-FORMAT = 2
-READABLE = (1, 2)  # format 1 kept the position in the data once for each process, and knew no skip_spikes
 DIRECTORIES = {"newest": "checkpoints", "best": "best"}
-ERRORS = (OSError, ValueError, KeyError, TypeError)  # of libraries, on files that they cannot read
+# What Orbax raises where a checkpoint cannot be read or written, or does not fit: ValueError is TensorStore's error for
+# all of these, and Orbax's own for a tree of another structure.
+ORBAX_ERRORS = (OSError, ValueError)
+
+
+class DataIterator(Iterator[Any], Protocol):
+    """An iterator over the training data, as Grain's datasets make them, whose position can be saved and restored."""
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
 
 
 class CheckpointWriter:
-    """Saves states in the background, and the parameters of the best evaluation apart from them.
+    """Saves states in the background, and the parameters of the best evaluation in a directory of their own.
 
-    Kept are the newest ``keep`` states, and one in every ``keep_minutes`` (0: none). Raises UserError where it cannot
-    write.
+    Kept are the newest ``keep`` states, and of older ones one in every ``keep_minutes`` (0: none). Raises UserError if
+    a checkpoint cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: dict[str, Any], keep: int, keep_minutes: float = 0):
+    def __init__(self, workdir: pathlib.Path, config: Config, keep: int, keep_minutes: float = 0):
         policies: list[PreservationPolicy] = [LatestN(keep)]
         if keep_minutes:
             policies.append(EveryNSeconds(round(60 * keep_minutes)))
@@ -61,10 +68,10 @@ class CheckpointWriter:
         self._best: _Series | None = None
         self._saved = time.monotonic()
 
-    def save(self, state: TrainState, data: Any) -> None:
-        """Starts saving; returns once ``state`` may be overwritten. Raises UserError for an earlier save too.
+    def save(self, state: TrainState, data: DataIterator) -> None:
+        """Starts to save ``state`` and the position of ``data``, which must be the same in all processes.
 
-        ``data``: the iterator over the training data; its state is the same in all processes.
+        Returns once the arrays of ``state`` may be donated. Raises UserError, also if the save before has failed.
         """
         self.wait()
         self.check_room(state)
@@ -73,31 +80,36 @@ class CheckpointWriter:
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(_optimizer_item(state)),
             data=ocp.args.JsonSave(_position(data)),
-            meta=self._meta(int(state.step)),
+            meta=ocp.args.JsonSave(meta_of(int(state.step), self._config)),
         )
         self._saved = time.monotonic()
 
     def save_best(self, step: int, params: Params, metrics: Mapping[str, float]) -> None:
-        """Saves ``params`` likewise if ``metrics`` have a ``loss``, and it is below that of any evaluation before."""
+        """Starts to save ``params`` if ``metrics`` have a ``loss`` less than that of every evaluation before."""
         if "loss" not in metrics:
             return
         self.wait()
         if self._best is None:
-            directory = self._workdir / DIRECTORIES["best"]
-            spoilt = []
-            for path in (directory / str(other) for other in steps_in(directory)):
-                if reason := damage_seen_by_first_process(path):
-                    report_damage(path, reason)
-                    spoilt.append(path)
-            if jax.process_index() == 0:
-                set_aside(spoilt, self._workdir / "damaged" / "best")
-            multihost_utils.sync_global_devices("damaged ones are set aside")
-            self._best = _Series(directory, max_to_keep=1, best_fn=lambda found: found["loss"], best_mode="min")
+            self._best = self._open_best()
         if metrics["loss"] < self._best.least_loss() and step not in self._best.steps():
-            self._best.save(step, dict(metrics), params=ocp.args.StandardSave(params), meta=self._meta(step))
+            meta = ocp.args.JsonSave(meta_of(step, self._config))
+            self._best.save(step, dict(metrics), params=ocp.args.StandardSave(params), meta=meta)
+
+    def _open_best(self) -> "_Series":
+        """The best checkpoints so far; those that are damaged are moved away, since their losses no longer count."""
+        directory = self._workdir / DIRECTORIES["best"]
+        damaged = []
+        for path in (directory / str(step) for step in steps_in(directory)):
+            if reason := damage_seen_by_any_process(path):
+                report_damage(path, reason)
+                damaged.append(path)
+        if jax.process_index() == 0:
+            set_aside(damaged, self._workdir / "damaged" / "best")
+        multihost_utils.sync_global_devices("damaged checkpoints are moved")
+        return _Series(directory, max_to_keep=1, best_fn=lambda metrics: metrics["loss"], best_mode="min")
 
     def minutes_since_save(self) -> float:
-        """Since the last save of this process, or since its start."""
+        """Minutes since the last save of this process, or since its start."""
         return (time.monotonic() - self._saved) / 60
 
     def check_room(self, state: TrainState) -> None:
@@ -120,12 +132,22 @@ class CheckpointWriter:
         for series in filter(None, (self._newest, self._best)):
             series.close()
 
-    def _meta(self, step: int) -> ocp.args.JsonSave:
-        return ocp.args.JsonSave({"format": FORMAT, "step": step, "config": self._config})
+
+def save_params(run: pathlib.Path, params: Params, config: Config) -> None:
+    """Makes ``run`` the directory of a run with one checkpoint, at step 0, of ``params`` alone, and with its config.
+
+    Parameters can be loaded from it, but no training can resume from it. Raises UserError if it cannot be written.
+    """
+    checkpoints = _Series(run / DIRECTORIES["newest"], max_to_keep=1)
+    params = jax.tree.map(jax.numpy.asarray, params)
+    checkpoints.save(0, params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta_of(0, config)))
+    checkpoints.wait()
+    checkpoints.close()
+    write_config(run, config)
 
 
 class _Series:
-    """The checkpoints in one directory. Raises UserError where it cannot write."""
+    """The checkpoints in one directory. Raises UserError if they cannot be written."""
 
     def __init__(self, directory: pathlib.Path, **options: Any):
         self.directory = directory.absolute()
@@ -144,13 +166,13 @@ class _Series:
         self._step = step
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
-        except (OSError, ValueError) as error:
+        except ORBAX_ERRORS as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except ORBAX_ERRORS as error:
             raise self._failure(error) from error
 
     def close(self) -> None:
@@ -160,39 +182,41 @@ class _Series:
         return list(self._manager.all_steps())
 
     def least_loss(self) -> float:
-        """Of the metrics that were saved here; infinite if there are none."""
+        """The least loss in the metrics that were saved here; infinite if there are none."""
         best = self._manager.best_step()
         return float("inf") if best is None else self._manager.metrics(best)["loss"]
 
     def _failure(self, error: Exception) -> UserError:
         return UserError(
-            f"the checkpoint of step {self._step} could not be written in {self.directory}: {gist(error)}; "
+            f"the checkpoint of step {self._step} could not be written in {self.directory}: {cause(error)}; "
             "earlier checkpoints are kept, and the same command goes on from the newest"
         )
 
     def _list_files(self) -> None:
-        """Called by Orbax in the background, when all items are written but the directory lacks its final name."""
+        """Writes ``files.json``. Orbax calls it, in a thread, before it gives the directory its final name."""
         if jax.process_index() == 0:
             (directory,) = self.directory.glob(f"{self._step}.orbax-checkpoint-tmp*")
             (directory / FILE_LIST).write_text(json.dumps(measure(directory), indent=1))
 
 
-def restore_latest(workdir: pathlib.Path, abstract: TrainState, data: Any, config: dict[str, Any]) -> TrainState | None:
-    """The newest good state, placed as ``abstract`` says, or None; ``data`` is moved to its position.
+def restore_latest(
+    workdir: pathlib.Path, abstract: TrainState, data: DataIterator, config: Config
+) -> TrainState | None:
+    """Restores the newest whole checkpoint: the state, sharded as ``abstract``, and the position of ``data``.
 
-    It may have been saved on another mesh and by another number of processes. A damaged checkpoint is reported in the
-    log and moved to ``damaged/``, and the one before it is taken. Nothing is moved before the config has been compared.
-    Raises UserError if no checkpoint is good, or if ``config`` differs.
+    Returns None if there is no checkpoint. The mesh and the number of processes may differ from those that saved it. A
+    damaged checkpoint is reported in the log and moved to ``damaged/``, and the one before it is restored; nothing is
+    moved before the config has been compared. Raises UserError if no checkpoint is whole, or if ``config`` differs.
     """
     damaged = []
     checkpoints = workdir / DIRECTORIES["newest"]
     for step in steps_in(checkpoints):
         directory = checkpoints / str(step)
-        if reason := damage_seen_by_first_process(directory):
+        if reason := damage_seen_by_any_process(directory):
             report_damage(directory, reason)
             damaged.append(directory)
             continue
-        check_config(_read_meta(directory)["config"], config)
+        check_config(read_meta(directory)["config"], config)
         position = _read_position(directory)
         if jax.process_index() == 0:
             set_aside(damaged, workdir / "damaged")
@@ -203,78 +227,63 @@ def restore_latest(workdir: pathlib.Path, abstract: TrainState, data: Any, confi
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(directory.absolute(), args=args)
-            data.set_state(position)
-        except ERRORS as error:
-            raise UserError(f"{directory} does not fit this program: {gist(error)}") from error
+        except ORBAX_ERRORS as error:
+            raise UserError(f"{directory} does not fit this program: {cause(error)}") from error
+        data.set_state(position)
         return TrainState(params=restored["params"], **restored["optimizer"])
     if damaged:
         raise UserError(f"no checkpoint in {checkpoints} is whole; to start again, use another work directory")
     return None
 
 
-def check_config(stored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises UserError, with the fields that differ, unless a checkpoint's config and this run's are equal."""
-    old, new = _flat(stored), _flat(json.loads(json.dumps(current)))
+def newest_whole(
+    run: pathlib.Path, which: str, items: Collection[str] = ITEMS, all_processes: bool = False
+) -> pathlib.Path:
+    """The directory of the newest whole checkpoint of a run; damaged ones are passed over and reported in the log.
 
-    def show(values: dict[str, Any], name: str) -> str:
-        return repr(values[name]) if name in values else "no such field"
-
-    different = [
-        f"{name.removeprefix('task.').removeprefix('optimizer.')}: "
-        f"checkpoint has {show(old, name)}, this run has {show(new, name)}"
-        for name in {**old, **new}
-        if name not in old or name not in new or old[name] != new[name]
-    ]
-    if different:
-        raise UserError(
-            f"the work directory holds a run of another config ({'; '.join(different)}); choose another work directory"
-        )
-
-
-def load_params(workdir: str | os.PathLike, which: str = "newest") -> Params:
-    """The parameters of a run: a nested dict of arrays on one device, as ``model.apply`` takes them.
-
-    ``workdir``: the run's directory, or one that holds a single run or a run named ``mosaic``. ``which``: ``newest``
-    checkpoint, or ``best``, that of the evaluation with the least loss. Damaged checkpoints are passed over and
-    reported in the log. Raises UserError if there is none to load.
+    ``which``: a key of DIRECTORIES. ``items``: those whose files are read to verify them; of the others the sizes are
+    compared. With ``all_processes`` the processes share the reading and agree on the result; all must call this.
+    Raises UserError if there is no such checkpoint.
     """
-    directory = epath.Path(_newest_good(workdir, which) / "params")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    reader = ocp.StandardCheckpointHandler()
-    try:
-        stored = reader.metadata(directory).tree
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored)
-        return reader.restore(directory, args=ocp.args.StandardRestore(abstract))
-    except ERRORS as error:
-        raise UserError(f"{directory} cannot be read: {gist(error)}") from error
-    finally:
-        reader.close()
-
-
-def load_config(workdir: str | os.PathLike, which: str = "newest") -> dict[str, Any]:
-    """The config (``loop.run_config``) of the run whose parameters ``load_params`` loads. Raises UserError likewise."""
-    return _read_meta(_newest_good(workdir, which))["config"]
-
-
-def _newest_good(workdir: str | os.PathLike, which: str) -> pathlib.Path:
-    if which not in DIRECTORIES:
-        raise ValueError(f"which={which!r} is not one of {', '.join(DIRECTORIES)}")
-    checkpoints = find_run(workdir) / DIRECTORIES[which]
+    checkpoints = run / DIRECTORIES[which]
     steps = steps_in(checkpoints)
     for step in steps:
         directory = (checkpoints / str(step)).absolute()
-        if not (reason := damage(directory)):
+        reason = (damage_seen_by_any_process if all_processes else damage)(directory, items)
+        if not reason:
             return directory
         report_damage(directory, reason)
     raise UserError(f"{checkpoints} holds no {'whole' if steps else 'finished'} checkpoint")
+
+
+def params_shapes(checkpoint: pathlib.Path) -> Params:
+    """Shapes and types of the parameters in a checkpoint, from its metadata. Raises UserError if it cannot be read."""
+    return _read_params(checkpoint, lambda reader, path: reader.metadata(path).tree)
+
+
+def restore_params(checkpoint: pathlib.Path, abstract: Params) -> Params:
+    """The parameters in a checkpoint, sharded as ``abstract`` says. Raises UserError if they cannot be read."""
+    return _read_params(checkpoint, lambda reader, path: reader.restore(path, args=ocp.args.StandardRestore(abstract)))
+
+
+def _read_params(
+    checkpoint: pathlib.Path, read: Callable[[ocp.StandardCheckpointHandler, epath.Path], Params]
+) -> Params:
+    reader = ocp.StandardCheckpointHandler()
+    try:
+        return read(reader, epath.Path(checkpoint / "params"))
+    except ORBAX_ERRORS as error:
+        raise UserError(f"{checkpoint / 'params'} cannot be read: {cause(error)}") from error
+    finally:
+        reader.close()
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "step": state.step, "key": state.key}
 
 
-def _position(data: Any) -> dict[str, Any]:
-    """The state of the iterator over the training data, which belongs to no process, so that any number may go on."""
+def _position(data: DataIterator) -> dict[str, Any]:
+    """The position of the training data. It is the same in all processes, so that any number of them can resume."""
     position = data.get_state()
     if jax.process_count() == 1:
         return position
@@ -284,7 +293,7 @@ def _position(data: Any) -> dict[str, Any]:
 
 
 def _read_position(directory: pathlib.Path) -> dict[str, Any]:
-    """What ``_position`` gave; or, in format 1, what it was in each process, if that is the same."""
+    """The position that `_position` gave. Format 1 has one for each process; they must be equal."""
     files = [*(directory / "data").glob("metadata"), *(directory / "data").glob("process_*-of-*.json")]
     positions = [json.loads(path.read_text()) for path in files]
     if any(position != positions[0] for position in positions):
@@ -293,25 +302,3 @@ def _read_position(directory: pathlib.Path) -> dict[str, Any]:
             "data: go on with the program that wrote it"
         )
     return positions[0]
-
-
-def _read_meta(directory: pathlib.Path) -> dict[str, Any]:
-    meta = json.loads((directory / "meta" / "metadata").read_text())
-    if meta.get("format") not in READABLE:
-        raise UserError(
-            f"{directory} has format {meta.get('format')}, this program reads up to {FORMAT}: "
-            "use the program that wrote it"
-        )
-    if meta["format"] == 1 and "optimizer" in meta["config"]:
-        meta["config"]["optimizer"].setdefault("skip_spikes", 0.0)
-    return meta
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import logging
@@ -15,18 +15,19 @@ from jax.sharding import Mesh
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.stopping import SAVE, Diverged, Interrupted, StopSignals
-from mosaics_jax.runtime.workdir import check_workdir, held
+from mosaics_jax.runtime.workdir import check_workdir, locked
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Params
-from mosaics_jax.training.checkpoints import CheckpointWriter, restore_latest
+from mosaics_jax.training.checkpoints import CheckpointWriter, DataIterator, restore_latest
 from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.metrics import FILE_NAME, RECORD_FIELDS, MetricsWriter, read_metrics
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import Progress, say
+from mosaics_jax.training.run_config import Config, write_config
 from mosaics_jax.training.state import Task, TrainState, all_finite, count_parameters, make_trainer, parameter_table
 
-LOSS_WINDOW = 100  # steps at the end of a run whose mean is its training loss
-SEEN_WITHIN = 60  # seconds: a network file system may remember for so long that a directory was not there
+LOSS_WINDOW = 100  # a run's training loss is the mean over so many steps at its end
+VISIBLE_SECONDS = 60  # a network file system may cache for so long that a directory does not exist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +60,11 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a finished run gives, the same whether it was interrupted or not.
+    """The result of a finished run; it does not depend on how often the run was interrupted.
 
-    train_loss: mean over the last min(100, steps) steps. eval_metrics: of the evaluation after the last step.
-    seconds: spent in steps, without compilation, evaluation, samples and checkpoints; tokens_per_s: over these.
+    train_loss: mean over the last min(100, steps) steps, in the units of the task's loss. eval_metrics: those of the
+    evaluation after the last step. seconds: time spent in steps, without compilation, evaluation, samples and
+    checkpoints. tokens_per_s: throughput over these seconds, all devices together.
     """
 
     params: Params
@@ -79,23 +81,25 @@ def train(
 ) -> TrainResult:
     """Trains ``task`` to its last step, from the newest checkpoint in ``workdir`` if there is one.
 
-    Writes ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/`` in ``workdir``. However often it is killed and
-    called again, it ends with the same parameters, bit for bit. Raises UserError (a checkpoint of another config, a
-    directory that cannot be written), Diverged (a metric is not finite), Interrupted (SIGTERM or SIGINT; all is saved).
+    Writes ``config.json``, ``checkpoints/``, ``best/``, ``metrics.jsonl`` and ``tensorboard/`` in ``workdir``. However
+    often it is killed and called again, it ends with the same parameters, bit for bit. Raises UserError (a checkpoint
+    of another config, a directory that cannot be written), Diverged (a metric is not finite), Interrupted (SIGTERM or
+    SIGINT; the state is saved).
     """
     workdir = check_workdir(workdir)
     mesh = make_mesh(loop_config.mesh)
     config = run_config(loop_config, optimizer_config, task)
     steps = loop_config.steps
-    with held(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    with locked(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         check_shared(workdir)
 
         # Build.
         trainer = make_trainer(task, optimizer_config, steps, loop_config.seed, mesh)
-        data = iter(task.train_data)
+        data = cast(DataIterator, iter(task.train_data))
 
         # Restore, in this order: 1. find the newest checkpoint whose files are whole; 2. compare its config with this
-        # run's (so far nothing is written); 3. the state, and the data's position; 4. forget metrics of later steps.
+        # run's (so far nothing is written); 3. restore the state and the data's position; 4. write the config; 5. drop
+        # the metrics of later steps.
         state = restore_latest(workdir, trainer.abstract, data, config)
         start = 0 if state is None else int(state.step)
         announce(task, trainer.abstract.params, mesh, start, loop_config, optimizer_config)
@@ -106,6 +110,8 @@ def train(
         checkpoints = CheckpointWriter(workdir, config, loop_config.keep_checkpoints, loop_config.keep_every_minutes)
         stack.callback(checkpoints.close)
         checkpoints.check_room(trainer.abstract)
+        if jax.process_index() == 0:
+            write_config(workdir, config)
         metrics = MetricsWriter(workdir, start)
         stack.callback(metrics.close)
         progress = Progress(metrics, start, steps, task.tokens_per_step, loop_config.log_every, task.unit)
@@ -122,10 +128,10 @@ def train(
             metrics.flush()
             checkpoints.save(state, data)
 
-        def evaluated(step: int, params: Params) -> dict[str, float]:
-            found = {name: float(value) for name, value in task.evaluate(params).items()}  # type: ignore[misc]
-            checkpoints.save_best(step, params, found)
-            return found
+        def evaluate_and_save_best(step: int, params: Params) -> dict[str, float]:
+            values = {name: float(value) for name, value in task.evaluate(params).items()}  # type: ignore[misc]
+            checkpoints.save_best(step, params, values)
+            return values
 
         def overdue() -> bool:
             return 0 < loop_config.checkpoint_every_minutes <= checkpoints.minutes_since_save()
@@ -141,32 +147,33 @@ def train(
                 profile.enter_context(jax.profiler.trace(workdir / "profile"))
             batch = put_batch(next_batch(data, step), mesh, optimizer_config.accumulate)
             state, step_metrics = trainer.step(state, batch)
-            progress.push(step, step_metrics)  # which waits for the step before, while this one runs
+            progress.push(step, step_metrics)  # waits for the step before, while this one runs
             if loop_config.profile_steps and step == loop_config.profile_start + loop_config.profile_steps - 1:
                 progress.drain()
                 profile.close()
 
             if task.evaluate and due(step, loop_config.eval_every):
-                progress.evaluated(step, progress.timed(step, "evaluation", evaluated, step, state.params))
+                values = progress.timed(step, "evaluation", evaluate_and_save_best, step, state.params)
+                progress.record_evaluation(step, values)
             if task.sample and due(step, loop_config.sample_every):
-                progress.sampled(step, progress.timed(step, "sample", task.sample, state.params))
-            order = signals.seen(overdue())
-            if order or due(step, loop_config.checkpoint_every):
+                progress.record_sample(step, progress.timed(step, "sample", task.sample, state.params))
+            request = signals.requested(save=overdue())
+            if request or due(step, loop_config.checkpoint_every):
                 progress.timed(step, "checkpoint", save, step, state)
-            if order not in (None, SAVE):
+            if request not in (None, SAVE):
                 checkpoints.wait()
-                raise interrupted(order, step)
+                raise interrupted(request, step)
         checkpoints.wait()
-        if stop := signals.last():
+        if stop := signals.requested_now():
             raise interrupted(stop, steps)
     multihost_utils.sync_global_devices("the first process has closed its files")
     return result_of(workdir, task, state)
 
 
 def check_shared(workdir: pathlib.Path) -> None:
-    """Raises UserError unless this process sees the work directory that the first one has made."""
+    """Raises UserError unless this process sees the work directory that process 0 has made."""
     multihost_utils.sync_global_devices("the work directory is made")
-    deadline = time.monotonic() + SEEN_WITHIN
+    deadline = time.monotonic() + VISIBLE_SECONDS
     while not workdir.is_dir():
         if time.monotonic() > deadline:
             raise UserError(
@@ -183,8 +190,11 @@ def next_batch(data: Iterator[Any], step: int) -> Any:
         raise UserError(f"the training data ended before step {step}: repeat it, or ask for fewer steps") from None
 
 
-def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task: Task) -> dict[str, Any]:
-    """All that must agree between a checkpoint and the run that goes on from it: not the mesh, nor the intervals."""
+def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task: Task) -> Config:
+    """The run's config (`training.run_config`): all that must agree for a run to resume from a checkpoint.
+
+    The mesh and the intervals of checkpoints, evaluations and progress lines are not in it.
+    """
     return {
         "experiment": task.name,
         "steps": loop_config.steps,
@@ -197,7 +207,7 @@ def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task:
 def announce(
     task: Task, params: Params, mesh: Mesh, start: int, loop_config: LoopConfig, optimizer_config: OptimizerConfig
 ) -> None:
-    """Says what is about to run: the parameters, the devices, where it starts."""
+    """Prints what is about to run: the parameters, the devices, the step that the run starts from."""
     axes = ",".join(f"{name}:{size}" for name, size in mesh.shape.items() if size > 1)
     say(f"{task.name}\n{parameter_table(params)}")
     say(f"devices: {mesh.size} x {jax.devices()[0].device_kind}" + (f", mesh {axes}" if axes else ""))
@@ -208,7 +218,7 @@ def announce(
 
 
 def result_of(workdir: pathlib.Path, task: Task, state: TrainState) -> TrainResult:
-    """The result of a finished run, from its metrics: the same in the process that finished it and in a later one."""
+    """The result of a finished run, computed from its metrics, so that a later process gets the same."""
     step = int(state.step)
     records = [record for record in read_metrics(workdir) if record["step"] <= step]
     training = [record for record in records if record["kind"] == "train"]

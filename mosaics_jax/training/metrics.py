@@ -1,10 +1,9 @@
-"""Metrics of a run: ``metrics.jsonl``, without gap or double however often the run was restarted, and TensorBoard."""
+"""Metrics of a run: ``metrics.jsonl``, which has each step once however often the run is resumed, and TensorBoard."""
 
 import contextlib
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -12,29 +11,25 @@ from typing import Any
 import jax
 
 from mosaics_jax.errors import UserError
-
-# tensorboardX imports PyTorch wherever it is installed, for what is not used here: seconds, and 700 MiB of memory.
-_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None: not to be found
-try:
-    from tensorboardX import summary
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-finally:
-    if _torch is None:
-        del sys.modules["torch"]
+from mosaics_jax.training.tensorboard import EventFile
 
 FILE_NAME = "metrics.jsonl"
-BOARD_SECONDS = 30  # that a point may take to be seen in TensorBoard
-RECORD_FIELDS = ("step", "kind", "time")  # of every record; its other fields are values
+BOARD_SECONDS = 30  # longest time until TensorBoard sees a point
+RECORD_FIELDS = ("step", "kind", "time")  # in every record; all other fields are values
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; none if there is no file.
+    """The records of a ``metrics.jsonl`` (or of the one in a work directory), oldest first; [] if there is no file.
 
-    A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and values. Kinds: ``train``, one
-    for every step (loss, grad_norm, learning_rate, seconds it took); ``skipped``, instead of it for a step that was
-    skipped (loss and grad_norm if they are finite, skipped: steps so far); ``eval``; ``sample`` (text); ``time``
-    (seconds that an evaluation, a sample or a checkpoint took). A half-written last line is left out.
+    A record holds ``step`` (updates made), ``kind``, ``time`` (seconds since 1970) and values. The kinds:
+
+    - ``train``: one record for every step, with loss, grad_norm, learning_rate and the seconds that the step took.
+    - ``skipped``: replaces the ``train`` record of a step that was skipped: loss and grad_norm if they are finite,
+      skipped (number of skipped steps so far).
+    - ``eval``: metrics of an evaluation. ``sample``: a text.
+    - ``time``: seconds that an evaluation, a sample or a checkpoint took.
+
+    A half-written last line is ignored. Raises UserError for any other line that is no record.
     """
     path = pathlib.Path(path)
     path = path / FILE_NAME if path.is_dir() else path
@@ -59,8 +54,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and ``tensorboard/`` in a work directory.
 
-    Records after ``resume_step`` are removed first: the steps they tell of are about to be made again.
-    Only the first process writes. Raises UserError where it cannot.
+    Records of steps after ``resume_step`` are removed first, because the run is about to repeat these steps. Only the
+    first process writes. Raises UserError if a file cannot be written.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int = 0):
@@ -72,74 +67,52 @@ class MetricsWriter:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             replace_records(self._path, (record for record in records if record["step"] <= resume_step))
-            # One write a line, so that a killed run leaves at most its last line unfinished.
+            # Line buffering: a killed run leaves at most its last line unfinished.
             self._file = self._path.open("a", buffering=1, encoding="utf-8")
-            self._board = Board(workdir / "tensorboard", resume_step, bool(records))
+            self._events = EventFile(workdir / "tensorboard", f"{resume_step}")
+            self._events_flushed = time.monotonic()
+            if records:
+                self._events.drop_from(resume_step + 1)
         except OSError as error:
             raise UserError(f"cannot write metrics in {workdir}: {error.strerror}") from error
 
     def write(self, step: int, kind: str, values: dict[str, Any], board: bool = True) -> None:
-        """Adds one record; ``board``: to TensorBoard too, numbers as ``kind/name``, text as text."""
+        """Appends one record. With ``board``, TensorBoard gets its values under ``kind/name``, as scalars or text."""
         if self._file is None:
             return
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, "time": time.time(), **values}) + "\n")
             for name, value in values.items() if board else ():
-                self._board.add(step, f"{kind}/{name}", value)
+                self._events.add(step, f"{kind}/{name}", value)
+            if time.monotonic() > self._events_flushed + BOARD_SECONDS:
+                self._flush_events()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def flush(self) -> None:
-        """Puts all records on the disk: to be called before a checkpoint claims that its steps are done."""
+        """Writes all records to the disk. Call it before a checkpoint claims that their steps are done."""
         if self._file is None:
             return
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._board.flush()
+            self._flush_events()
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
+    def _flush_events(self) -> None:
+        self._events.flush()
+        self._events_flushed = time.monotonic()
+
     def close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # of a full disk, which was told before
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._board.close()
-
-
-class Board:
-    """A file of points for TensorBoard, written here and now.
-
-    tensorboardX's own SummaryWriter has a thread between, whose points are not on the disk after a ``flush``, and which
-    dies of a full disk and leaves the run waiting for it.
-    """
-
-    def __init__(self, directory: pathlib.Path, resume_step: int, resumed: bool):
-        directory.mkdir(exist_ok=True)
-        # The rest of the file's name is the time, in whole seconds.
-        self._events = EventsWriter(str(directory / "events"), f".{resume_step}")
-        self._flushed = time.monotonic()
-        if resumed:  # TensorBoard forgets the points of this and later steps in the files before
-            forget = SessionLog(status=SessionLog.START)
-            self._events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=forget))
-
-    def add(self, step: int, tag: str, value: float | str) -> None:
-        made = summary.text(tag, value) if isinstance(value, str) else summary.scalar(tag, value)
-        self._events.write_event(Event(wall_time=time.time(), step=step, summary=made))
-        if time.monotonic() > self._flushed + BOARD_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        self._events.flush()
-        self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._events.close()
+            for file in (self._file, self._events):
+                with contextlib.suppress(OSError):  # a full disk, which ``write`` or ``flush`` reported
+                    file.close()
 
 
 def replace_records(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> None:
-    """Rewrites a ``metrics.jsonl`` in one stroke."""
+    """Replaces a ``metrics.jsonl`` atomically."""
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     os.replace(scratch, path)

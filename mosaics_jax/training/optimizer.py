@@ -1,4 +1,4 @@
-"""AdamW as the published runs used it: linear warm-up, a schedule of decay, clipping, weight decay of matrices only."""
+"""AdamW as in the published runs: linear warm-up, a decaying learning rate, clipping, weight decay of matrices."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from mosaics_jax.settings import check_choices, setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.spikes import skip_spikes
 
-# Logical axes that stack equal parameters (scanned layers, an ensemble of seeds): no dimension of the tensor itself.
+# Logical axes that stack equal parameters (scanned layers, copies of a network): not dimensions of the parameter.
 STACKED_AXES = ("layers", "seeds")
 
 
@@ -53,10 +53,11 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, ...: 0 at the first, highest at ``warmup_steps``, least at ``steps``.
+    """The learning rate of update 0, 1, ...: 0 at the first, highest at ``warmup_steps``, lowest at ``steps``.
 
-    Without bias correction it contains the factor (1 - beta1^t) / sqrt(1 - beta2^t) of update t = 1, 2, ..., which
-    takes the correction back; what remains of it is that epsilon counts times the root.
+    Without bias correction, the learning rate of update t = 1, 2, ... is multiplied by
+    (1 - beta1^t) / sqrt(1 - beta2^t), which cancels the correction that optax's Adam applies. The cancellation is exact
+    but for epsilon, which is scaled by sqrt(1 - beta2^t).
     """
 
     def learning_rate(count: Any) -> Array:
@@ -74,9 +75,10 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales the gradient by min(1, max_norm / (norm + 1e-6)), the form the recorded trajectories were made with.
+    """Scales the gradient by min(1, max_norm / (norm + 1e-6)), as PyTorch does.
 
-    optax.clip_by_global_norm has no 1e-6, which shows at the 1e-9 to which those trajectories are compared.
+    The golden trajectories of the authors' code were recorded with this form. `optax.clip_by_global_norm` has no 1e-6,
+    which is visible at the 1e-9 to which the trajectories are compared.
     """
 
     def update(grads: Params, state: optax.EmptyState, params: Params = None) -> tuple[Params, optax.EmptyState]:
@@ -88,10 +90,10 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def decay_mask(boxed_params: Params) -> Any:
-    """Which parameters decay: those of two or more dimensions, stacking axes (``STACKED_AXES``) not counted.
+    """Which parameters decay: those with two or more dimensions, not counting STACKED_AXES. A tree of bools.
 
-    ``boxed_params``: the parameters as ``init`` gives them, with their logical axis names; arrays or their shapes.
-    Where a parameter carries no names, all its dimensions count. Returns the same tree of bools.
+    ``boxed_params``: the parameters (arrays or shapes) as ``init`` gives them, with their logical axis names. If a
+    parameter has no names, all its dimensions count.
     """
 
     def decays(leaf: Any) -> bool:
@@ -103,9 +105,9 @@ def decay_mask(boxed_params: Params) -> Any:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, mask: Any) -> optax.GradientTransformation:
-    """Clipping, then AdamW with decay lr * weight_decay on the parameters that ``mask`` (see ``decay_mask``) marks.
+    """Clipping, then AdamW; the parameters that ``mask`` (`decay_mask`) marks decay by lr * weight_decay.
 
-    With ``skip_spikes`` its state is a ``SpikeState``, and a skipped step counts for no schedule.
+    With ``skip_spikes`` the optimizer's state is a `SpikeState`, and a skipped step does not advance the schedule.
     """
     optimizer = optax.chain(
         clip_by_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),

@@ -1,4 +1,4 @@
-"""What a run says and records while it goes: every step's metrics, the progress line, the time of everything else."""
+"""What a run prints and records: each step's metrics, the progress line, the time of everything between steps."""
 
 import contextlib
 import math
@@ -10,20 +10,27 @@ import jax
 
 from mosaics_jax.runtime.stopping import Diverged
 from mosaics_jax.training.metrics import MetricsWriter
-from mosaics_jax.training.spikes import LONGEST
+from mosaics_jax.training.spikes import MAX_SKIPPED_IN_A_ROW
 
 Result = TypeVar("Result")
 
 
 def say(text: str) -> None:
-    """Prints, on the first process alone. If that fails the run goes on: Ctrl-C ends a `| tee` before the run saves."""
+    """Prints on the first process alone.
+
+    If stdout cannot be written the run goes on: Ctrl-C also ends a ``| tee``, before the run has saved its state.
+    """
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             print(text, flush=True)
 
 
 class Progress:
-    """Records metrics one step late, so that the host never waits for the step it has just dispatched."""
+    """Records the metrics of the steps of a run, which goes from step ``start`` to step ``steps``.
+
+    Metrics are recorded one step late, so that the host never waits for the step that it has just dispatched.
+    ``tokens_per_step`` is counted in ``unit``; a progress line is printed every ``log_every`` steps.
+    """
 
     def __init__(self, writer: MetricsWriter, start: int, steps: int, tokens_per_step: int, log_every: int, unit: str):
         self._writer = writer
@@ -31,16 +38,16 @@ class Progress:
         self._tokens_per_step = tokens_per_step
         self._log_every, self._unit = log_every, unit
         self._pending: tuple[int, Any] | None = None
-        self._made = self._began = time.perf_counter()
-        self._mark: float | None = None  # when the last step ended; None before the first
+        self._created = self._first_step = time.perf_counter()
+        self._mark: float | None = None  # when the last step or other work ended; None before the first step
         self._skipped_in_a_row = 0
-        self._seconds: list[float] = []  # of the steps since the last progress line
+        self._seconds: list[float] = []  # durations of the steps since the last progress line
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes the metrics of a dispatched step, and records those of the step before it. Raises as ``drain``."""
+        """Stores the metrics of a dispatched step, and records those of the step before. Raises as ``drain``."""
         if self._mark is None:
-            self._mark = self._began = time.perf_counter()
-            say(f"compiled in {self._began - self._made:.1f} s")
+            self._mark = self._first_step = time.perf_counter()
+            say(f"compiled in {self._first_step - self._created:.1f} s")
         self.drain()
         self._pending = step, metrics
 
@@ -58,15 +65,15 @@ class Progress:
             return
         self._skipped_in_a_row = 0
         check_finite(step, values)
-        line = step % self._log_every == 0 or step == self._steps
-        self._writer.write(step, "train", {**values, "seconds": seconds}, board=line)
+        is_shown = step % self._log_every == 0 or step == self._steps
+        self._writer.write(step, "train", {**values, "seconds": seconds}, board=is_shown)
         self._seconds.append(seconds)
-        if line:
+        if is_shown:
             say(self._line(step, values))
             self._seconds.clear()
 
     def _skip(self, step: int, values: dict[str, float]) -> None:
-        """Says and records a step that changed nothing. Raises Diverged after too many in a row."""
+        """Prints and records a skipped step. Raises Diverged after MAX_SKIPPED_IN_A_ROW of them."""
         shown = {name: values[name] for name in ("loss", "grad_norm", "skipped")}
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
         self._writer.write(step, "skipped", finite)
@@ -75,24 +82,27 @@ class Progress:
             f"({values['skipped']:.0f} skipped so far)"
         )
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == LONGEST:
+        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
             raise Diverged(
-                f"{LONGEST} steps up to step {step} were skipped in a row: the run stops, earlier checkpoints are "
-                "kept; try a lower learning rate, or a larger skip_spikes"
+                f"{MAX_SKIPPED_IN_A_ROW} steps up to step {step} were skipped in a row: the run stops, earlier "
+                "checkpoints are kept; try a lower learning rate, or a larger skip_spikes"
             )
 
     def timed(self, step: int, what: str, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls ``work`` once the steps are done; says and records how long it took, which counts for no step."""
+        """Calls ``work(*arguments)`` once the dispatched steps are done, and returns its result.
+
+        Prints and records the duration under the name ``what``; it is not counted in any step.
+        """
         self.drain()
         result = work(*arguments)
         seconds = self._lap()
-        # Not for TensorBoard: a run that is killed goes on after this step, whose points are on the disk already.
+        # Not for TensorBoard: a run that is killed resumes after this step, whose points are on the disk already.
         self._writer.write(step, "time", {what: seconds}, board=False)
         say(f"step {step}/{self._steps}  {what} took {seconds:.2f} s")
         return result
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Records an evaluation. Raises Diverged if a value is not finite."""
+    def record_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Records and prints an evaluation. Raises Diverged if a value is not finite."""
         values = {name: float(value) for name, value in values.items()}
         check_finite(step, values)
         self._writer.write(step, "eval", values)
@@ -101,12 +111,13 @@ class Progress:
             + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         )
 
-    def sampled(self, step: int, text: str) -> None:
-        """Records and shows a sample."""
+    def record_sample(self, step: int, text: str) -> None:
+        """Records and prints a sample."""
         self._writer.write(step, "sample", {"text": text})
         say(text)
 
     def _lap(self) -> float:
+        """Seconds since the last call."""
         now = time.perf_counter()
         seconds = now - (self._mark or now)
         self._mark = now
@@ -114,7 +125,7 @@ class Progress:
 
     def _line(self, step: int, values: dict[str, float]) -> str:
         tokens_per_s = self._tokens_per_step * len(self._seconds) / max(sum(self._seconds), 1e-9)
-        elapsed = time.perf_counter() - self._began
+        elapsed = time.perf_counter() - self._first_step
         left = elapsed / (step - self._start) * (self._steps - step)
         return (
             f"step {step}/{self._steps}  loss {values['loss']:.4f}  gradient {values['grad_norm']:.3g}  "

@@ -1,4 +1,4 @@
-"""Steps that are skipped, because their gradient is not finite or far larger than those before it."""
+"""Skipping of steps whose gradient is not finite, or far larger than the gradients before it."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,16 @@ import optax
 
 from mosaics_jax.shapes import Array, Params
 
-WINDOW = 128  # latest norms, whose median is taken
-LEAST = 16  # norms from which there is a median; before, only a norm that is not finite is skipped
-LONGEST = WINDOW  # skipped steps in a row that end a run: by then the median would have followed finite norms
+WINDOW = 128  # the median is taken over so many latest norms
+MIN_NORMS = 16  # with fewer norms there is no median, and only a norm that is not finite is skipped
+MAX_SKIPPED_IN_A_ROW = WINDOW  # more end the run: the median has followed norms that are finite by then
 
 
 class SpikeState(NamedTuple):
-    """``inner``: of the optimizer; norms () float32 (WINDOW,), a ring; counts () int32 of finite norms and of skips."""
+    """inner: the state of the wrapped optimizer. norms: (WINDOW,) float32, a ring buffer of the latest finite norms.
+
+    finite, skipped: () int32, how many norms were finite, and how many steps were skipped.
+    """
 
     inner: Any
     norms: Array
@@ -23,10 +26,11 @@ class SpikeState(NamedTuple):
 
 
 def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
-    """``inner``, but for steps whose gradient's norm is not finite, or above ``factor`` times its running median.
+    """Wraps ``inner`` so that a step is skipped if its gradient's norm exceeds ``factor`` times the running median.
 
-    Such a step leaves the parameters and the state of ``inner`` as they were, bit for bit. Its norm, if it is finite,
-    counts for the median all the same: gradients that grow for good are skipped for half a window, not for ever.
+    A norm that is not finite is skipped too. A skipped step leaves the parameters and the state of ``inner`` as they
+    were, bit for bit. Its norm, if finite, still enters the median, so that gradients which have grown permanently are
+    skipped for half a window, not for ever.
     """
 
     def init(params: Params) -> SpikeState:
@@ -39,16 +43,16 @@ def skip_spikes(inner: optax.GradientTransformation, factor: float) -> optax.Gra
         in_order = jnp.sort(jnp.where(jnp.arange(WINDOW) < known, state.norms, jnp.inf))
         median = in_order[jnp.maximum(known - 1, 0) // 2]
         finite = jnp.isfinite(norm)
-        take = finite & ((known < LEAST) | (norm <= factor * median))
+        accept = finite & ((known < MIN_NORMS) | (norm <= factor * median))
 
         updates, new = inner.update(grads, state.inner, params)
-        # x + -0.0 is x for every x, -0.0 included.
-        updates = jax.tree.map(lambda update: jnp.where(take, update, -jnp.zeros_like(update)), updates)
+        # x + -0.0 equals x bit for bit, also for x = -0.0.
+        updates = jax.tree.map(lambda update: jnp.where(accept, update, -jnp.zeros_like(update)), updates)
         return updates, SpikeState(
-            inner=jax.tree.map(lambda after, before: jnp.where(take, after, before), new, state.inner),
+            inner=jax.tree.map(lambda after, before: jnp.where(accept, after, before), new, state.inner),
             norms=jnp.where(finite, state.norms.at[state.finite % WINDOW].set(norm), state.norms),
             finite=state.finite + finite,
-            skipped=state.skipped + ~take,
+            skipped=state.skipped + ~accept,
         )
 
     return optax.GradientTransformation(init, update)

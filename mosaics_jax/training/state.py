@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mosaics_jax.runtime.tables import aligned
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import path_name, shardings_of
 from mosaics_jax.training.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
@@ -19,16 +20,16 @@ from mosaics_jax.training.spikes import SpikeState
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained, and on what. The loop assumes nothing else about an experiment.
+    """What is trained, and on what data. The loop assumes nothing else about an experiment.
 
-    name: of the experiment and model, e.g. ``babistories/mosaic``; a work directory belongs to one name.
-    init(key) -> parameters, boxed with their logical axis names (or plain arrays, then replicated).
-    loss(params, batch, key) -> (scalar loss, dict of scalar metrics). The mean over the batch; with gradient
-      accumulation the micro-batches weigh the same. ``key`` is new at every step.
-    train_data: a Grain dataset of batches, endless: trees of numpy arrays, rows first, this process's rows only.
-    evaluate(params) -> metrics; sample(params) -> text. Called between steps, under the mesh.
-    config: JSON-able; all that must agree for a run to go on from a checkpoint.
-    tokens_per_step: for throughput, over all processes; unit: what is counted.
+    name: EXPERIMENT/MODEL, e.g. ``babistories/mosaic``; a work directory belongs to one name.
+    init(key) -> parameters, boxed with their logical axis names (or plain arrays, which are replicated).
+    loss(params, batch, key) -> (scalar loss, dict of scalar metrics), means over the batch; with gradient accumulation
+      all micro-batches have the same weight. ``key`` is new at every step.
+    train_data: an endless Grain dataset of batches, trees of numpy arrays (rows, ...) with the rows of this process.
+    config: JSON-able; all of the task that must agree for a run to resume from a checkpoint (`training.run_config`).
+    tokens_per_step: tokens of a whole batch, for the throughput; unit: what they are called.
+    evaluate(params) -> metrics; sample(params) -> text. Both are called between steps, under the mesh.
     """
 
     name: str
@@ -44,7 +45,10 @@ class Task:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes or reads: ``step`` () int32 counts the updates made; ``key`` is raw key data."""
+    """All that a step reads and changes, besides the batch.
+
+    step: () int32, updates made so far. opt_state: the optimizer's. key: raw key data of the random key of all steps.
+    """
 
     step: Array
     params: Params
@@ -54,7 +58,11 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """A task on a mesh: ``abstract`` (shapes, types, shardings of the state), ``init()``, ``step(state, batch)``."""
+    """A task on a mesh.
+
+    abstract: shapes, types and shardings of the state. init(): the initial state. step(state, batch) -> (state,
+    metrics), which donates ``state``.
+    """
 
     abstract: TrainState
     init: Callable[[], TrainState]
@@ -62,10 +70,14 @@ class Trainer:
 
 
 def make_trainer(task: Task, config: OptimizerConfig, steps: int, seed: int, mesh: Mesh) -> Trainer:
-    """Call it, and the functions it returns, under ``jax.set_mesh(mesh)``."""
+    """The trainer of ``task`` for a run of ``steps`` steps.
+
+    Call this function, and the functions of the result, under ``jax.set_mesh(mesh)``. Raises UserError if the mesh does
+    not divide a parameter.
+    """
 
     def keys() -> Array:
-        # Made where they are used, under tracing: a mesh of chips that are not here can compile, but compute nothing.
+        # Called under tracing only: a mesh of chips that are not here (planning/) can compile but compute nothing.
         return jax.random.split(jax.random.key(seed))
 
     optimizer = make_optimizer(config, steps, decay_mask(jax.eval_shape(lambda: task.init(keys()[0]))))
@@ -80,7 +92,7 @@ def make_trainer(task: Task, config: OptimizerConfig, steps: int, seed: int, mes
     shardings = shardings_of(boxed, mesh)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.meta.map_axis_meta(lambda box: box.unbox(apply_constraint=False), boxed),  # type: ignore[call-arg]
+        unboxed_shapes(boxed),
         shardings,
     )
     init = jax.jit(lambda: nn.meta.unbox(boxed_state()), out_shardings=shardings)
@@ -101,15 +113,16 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]:
     """The update ``step(state, batch) -> (state, metrics)``.
 
-    Metrics: loss, grad_norm (before clipping), learning_rate, and the task's own, which may replace these. Where spikes
-    are skipped also ``skipped``, steps so far, and ``spike``, 1 if this is one of them and 0 if not.
+    Metrics: loss, grad_norm (before clipping), learning_rate, and those of the task, which may replace these. With an
+    optimizer that skips spikes also ``skipped``, the number of steps skipped so far, and ``spike``, 1 if this step is
+    skipped and 0 otherwise.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def accumulated(params: Params, batch: Any, key: Array) -> tuple[tuple[Array, dict[str, Array]], Params]:
-        """Means of loss, metrics and gradient over micro-batches, of which one is in memory at a time."""
+        """Means of loss, metrics and gradient over micro-batches, computed one after the other to save memory."""
 
-        # Micro-batch i takes rows i, i + accumulate, ...: each device splits the rows it holds, nothing moves.
+        # Micro-batch i takes rows i, i + accumulate, ...: each device splits the rows that it holds, and none move.
         def split(leaf: Array) -> Array:
             return leaf.reshape(leaf.shape[0] // accumulate, accumulate, *leaf.shape[1:]).swapaxes(0, 1)
 
@@ -124,7 +137,7 @@ def make_step(
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        # The key of a step depends on its number alone, so that a resumed run draws what the uninterrupted one would.
+        # The key of a step depends on its number alone, so that a resumed run draws the same as an uninterrupted one.
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         mean_gradient = gradient if accumulate == 1 else accumulated
         (value, metrics), grads = mean_gradient(state.params, batch, key)
@@ -144,19 +157,24 @@ def make_step(
     return step
 
 
+def unboxed_shapes(boxed: Any) -> Any:
+    """The shapes in a tree as ``jax.eval_shape(init)`` gives it, without their logical axis names."""
+    return nn.meta.map_axis_meta(lambda box: box.unbox(apply_constraint=False), boxed)  # type: ignore[call-arg]
+
+
 @jax.jit
 def all_finite(tree: Any) -> Array:
-    """() bool: no NaN or infinity anywhere."""
+    """() bool: no leaf holds a NaN or an infinity."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def count_parameters(params: Params) -> int:
-    """Numbers in a tree of arrays or shapes."""
+    """How many numbers a tree of arrays or shapes holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def parameter_table(params: Params) -> str:
-    """A line for each parameter (array or sharded shape): name, shape, type, count, how it is split; then the total."""
+    """A table of the parameters (sharded arrays or shapes): name, shape, type, count, mesh axes; then the total."""
     rows = [("parameter", "shape", "type", "count", "split over")]
     for path, leaf in jax.tree.leaves_with_path(params):
         shape = " x ".join(map(str, leaf.shape)) or "scalar"
@@ -164,8 +182,4 @@ def parameter_table(params: Params) -> str:
         axes = ", ".join(axis if axis and size[axis] > 1 else "-" for axis in leaf.sharding.spec)
         rows.append((path_name(path), shape, str(leaf.dtype), f"{leaf.size:,}", axes))
     rows.append(("total", "", "", f"{count_parameters(params):,}", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {dtype:<{widths[2]}}  {count:>{widths[3]}}  {axes}".rstrip()
-        for name, shape, dtype, count, axes in rows
-    )
+    return aligned(rows, left=(0, 1, 2, 4))

@@ -46,7 +46,7 @@ def assert_bits_equal(ours, theirs):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_there_and_back(name):
-    """The config is recognised, the parameters are those of a model of it, and every bit returns."""
+    """The config is recognised, the parameters have the shapes of its model, and converting back gives every bit."""
     state_dict = state_dict_of(name)
     config, params = from_torch(state_dict, n_head=4)
     assert config == CONFIGS[name]

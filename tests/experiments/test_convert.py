@@ -13,7 +13,7 @@ from absl import flags
 from experiments import convert
 from mosaics_jax.convert import from_torch
 from mosaics_jax.errors import UserError
-from mosaics_jax.training.checkpoints import load_config, load_params
+from mosaics_jax.training import load_config, load_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_there_and_back(run, checkpoint, tmp_path, capsys):
     path, arrays = checkpoint
     run(from_torch=str(path), out=str(tmp_path / "run"), n_head=4)
     assert "gpt2 of 3 blocks, 32 wide, 41,728 parameters" in capsys.readouterr().out
-    assert load_config(tmp_path / "run")["task"]["model_config"]["n_head"] == 4
+    assert load_config(tmp_path / "run")["task"]["model"]["n_head"] == 4
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "run"), from_torch(arrays, n_head=4)[1])
     run(to_torch=str(tmp_path / "back.npz"), checkpoint=str(tmp_path / "run"))
     with np.load(tmp_path / "back.npz") as back:

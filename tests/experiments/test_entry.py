@@ -1,133 +1,99 @@
-"""What every entry point does with what it cannot raise, and with readers who have had enough."""
+"""Flags made from config dataclasses: one declaration for all configs, or the one that `entry.SHARED` names."""
 
-import os
-import subprocess
-import sys
+import dataclasses
 
 import pytest
+from absl import flags
 
 from experiments import entry
-from tests.experiments.entries import ROOT, environment
-
-LATE_WRITE = """
-import asyncio
-import tensorstore
-from experiments import entry
-
-promise, future = tensorstore.Promise.new()
+from mosaics_jax.errors import UserError
+from mosaics_jax.settings import setting
 
 
-async def wait():
-    await future
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    test_depth: int = setting(2, "L: blocks")
+    test_form: str = setting("auto", "form of retrieval", ("auto", "naive"))
+
+    def __post_init__(self):
+        if self.test_depth < 1:
+            raise ValueError("test_depth must be at least 1")
 
 
-async def give_up():
-    asyncio.create_task(wait())
-    await asyncio.sleep(0)
+@dataclasses.dataclass(frozen=True)
+class SameDepth:
+    test_depth: int = setting(2, "L: blocks")
 
 
-class Broken:
-    def __del__(self):
-        raise RuntimeError("another one")
+@dataclasses.dataclass(frozen=True)
+class OtherHelp:
+    test_depth: int = setting(2, "L: layers")
 
 
-def main(argv):
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(give_up())
-    loop.close()
-    promise.set_result(1)
-    Broken()
+@dataclasses.dataclass(frozen=True)
+class OtherDefault:
+    test_depth: int = setting(12, "L: blocks")
 
 
-entry.run(main)
-"""
-
-TALK = """
-import sys
-from experiments import entry
+@dataclasses.dataclass(frozen=True)
+class OtherType:
+    test_depth: float = setting(2.0, "L: blocks")
 
 
-def main(argv):
-    sys.stdin.readline()
-    for _ in range({lines}):
-        print("a line", flush={flush})
-    return {status}
+@dataclasses.dataclass(frozen=True)
+class OtherChoices:
+    test_form: str = setting("auto", "form of retrieval", ("auto", "blockwise"))
 
 
-entry.run(main)
-"""
-
-BROKEN_CONNECTION = """
-import socket
-from experiments import entry
-
-
-def main(argv):
-    here, there = socket.socketpair()
-    there.close()
-    here.send(b"x")
+@pytest.fixture(autouse=True)
+def without_test_flags():
+    """Removes the flags that a test defines."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    yield
+    for name in [name for name in flags.FLAGS if name.startswith("test_")]:
+        delattr(flags.FLAGS, name)
 
 
-entry.run(main)
-"""
+def test_configs_share_an_equal_flag():
+    entry.define_flags(Depth)
+    entry.define_flags(SameDepth)
+    flags.FLAGS["test_depth"].parse("5")
+    assert entry.from_flags(SameDepth) == SameDepth(5) and entry.from_flags(Depth) == Depth(5)
+    assert entry.from_flags(Depth, test_depth=7) == Depth(7)
+    flags.FLAGS["test_depth"].parse("0")
+    with pytest.raises(UserError, match="at least 1"):
+        entry.from_flags(Depth)
 
 
-def python(program):
-    buffered = {"PYTHONUNBUFFERED": ""}
-    return {"args": [sys.executable, "-c", program], "cwd": ROOT, "env": {**environment(), **buffered}}
+@pytest.mark.parametrize("other", [OtherHelp, OtherDefault, OtherType, OtherChoices])
+def test_a_flag_that_is_declared_differently_is_an_error(other):
+    entry.define_flags(Depth)
+    with pytest.raises(ValueError, match=rf"--test_\w+: {other.__name__} has .*, Depth has .*experiments.entry.SHARED"):
+        entry.define_flags(other)
+    entry.define_flags(other, skip=("test_depth", "test_form"))
 
 
-def test_writes_that_end_after_a_failed_save_print_nothing():
-    """As on a full disk, where the first write to fail ends the wait for the others. Everything else is printed."""
-    done = subprocess.run(**python(LATE_WRITE), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "Event loop is closed" not in done.stderr
-    assert "RuntimeError: another one" in done.stderr
+def test_defaults_of_the_experiment_make_flags_equal():
+    entry.define_flags(Depth, test_depth=12)
+    entry.define_flags(OtherDefault)
+    assert flags.FLAGS["test_depth"].default == 12
+    with pytest.raises(ValueError, match="--test_depth: SameDepth has"):
+        entry.define_flags(SameDepth)
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["standard output", "standard error too"])
-@pytest.mark.parametrize(("lines", "flush"), [(3, True), (3, False), (100_000, False)])
-def test_ends_quietly_when_nobody_reads_any_more(lines, flush, both):
-    """As behind `| head`: the status is a shell's for SIGPIPE."""
-    with subprocess.Popen(
-        **python(TALK.format(lines=lines, flush=flush, status=0)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if both else subprocess.PIPE,
-    ) as process:
-        process.stdout.close()
-        process.stdin.write(b"go\n")
-        process.stdin.close()
-        if not both:
-            assert process.stderr.read() == b""
-        assert process.wait(120) == entry.UNREAD_STATUS == 141
+def test_a_table_names_the_config_that_counts(monkeypatch):
+    monkeypatch.setitem(entry.SHARED, "test_depth", ("OtherHelp",))
+    entry.define_flags(OtherHelp)
+    entry.define_flags(Depth)
+    assert flags.FLAGS["test_depth"].help == "L: layers"
+    delattr(flags.FLAGS, "test_depth")
+    entry.define_flags(SameDepth)
+    with pytest.raises(ValueError, match="--test_depth: OtherHelp has"):
+        entry.define_flags(OtherHelp)  # it counts, so it must be the first
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
-@pytest.mark.parametrize(("lines", "flush"), [(3, True), (3, False), (100_000, False)])
-def test_output_to_a_full_disk_ends_with_one_line(lines, flush):
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            **python(TALK.format(lines=lines, flush=flush, status=0)),
-            input="go",
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
-    assert done.returncode == entry.USER_ERROR_STATUS
-
-
-def test_a_status_of_its_own_says_more_than_that_nobody_reads():
-    """Such as that a run is saved and to be started again."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, "wb", buffering=0) as unread:
-        program = python(TALK.format(lines=3, flush=False, status=75))
-        done = subprocess.run(**program, input="go", stdout=unread, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (75, "")
-
-
-def test_a_broken_connection_is_no_reader_that_left():
-    done = subprocess.run(**python(BROKEN_CONNECTION), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
+def test_a_flag_of_the_entry_point_itself_counts_too():
+    flags.DEFINE_integer("test_depth", 3, "blocks")
+    with pytest.raises(ValueError, match=r"--test_depth: Depth has .*, the entry point has "):
+        entry.define_flags(Depth)

@@ -14,8 +14,10 @@ import pytest
 
 from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.data.tokenizers import load_tokenizer, train_sentencepiece
-from mosaics_jax.inference import Sampling, beam_search, generate, load_trained
-from mosaics_jax.models import GPT2Config, MosaicConfig, build_language_model
+from mosaics_jax.inference import Sampling, beam_search, generate
+from mosaics_jax.models import GPT2Config, MosaicConfig
+from mosaics_jax.models.registry import build_model
+from mosaics_jax.training import open_run
 from mosaics_jax.training.checkpoints import CheckpointWriter
 from mosaics_jax.training.state import TrainState
 from tests.experiments.entries import ROOT, environment, run
@@ -28,8 +30,8 @@ CONFIGS = {"mosaic": MosaicConfig(**SIZE, pmem_size=8), "gpt2": GPT2Config(**SIZ
 def save_run(directory, name, steps):
     """A run's checkpoints of different parameters at ``steps``, and its tokenizer."""
     fields = dataclasses.asdict(CONFIGS[name])
-    model = build_language_model(name, fields)
-    writer = CheckpointWriter(directory, {"task": {"model": name, "model_config": fields}}, keep=5)
+    model = build_model(name, fields)
+    writer = CheckpointWriter(directory, {"task": {"model": {"name": name, **fields}, "data": {}}}, keep=5)
     data = iter(grain.MapDataset.source([0]).repeat().to_iter_dataset())
     init = jax.jit(lambda key: nn.meta.unbox(model.init(key, jnp.zeros((1, 4), jnp.int32))["params"]))
     for step in steps:
@@ -113,7 +115,7 @@ def expected(workdir):
     """A function: prompts to what the command must print for them, greedily, 9 tokens each."""
 
     def texts(*prompts, which="newest"):
-        trained = load_trained(workdir, which)
+        trained = open_run(workdir, which)
         encoded = [trained.tokenizer.encode(prompt) for prompt in prompts]
         common = {"max_tokens": 9, "end": trained.tokenizer.end_of_text, "vocab_size": VOCABULARY}
         rows = generate(trained.model, trained.params, encoded, sampling=Sampling(temperature=0), **common)
@@ -152,7 +154,7 @@ def test_seed(call):
 
 
 def test_beam(call, workdir):
-    trained = load_trained(workdir)
+    trained = open_run(workdir)
     encoded = [trained.tokenizer.encode(prompt) for prompt in ("The fox", "Once upon")]
     common = {"max_tokens": 9, "end": trained.tokenizer.end_of_text, "vocab_size": VOCABULARY}
     (fox, *_), (once, *_) = beam_search(trained.model, trained.params, encoded, beams=3, **common)
@@ -207,7 +209,7 @@ def test_newest_whole_checkpoint_is_used_and_said(workdir, tmp_path):
     done = run("generate", f"--checkpoint={tmp_path}", "--prompt=The fox", "--temperature=0", "--max_tokens=9")
     assert done.returncode == 0, done.stderr
     assert "checkpoints/2 is damaged" in done.stderr and "Traceback" not in done.stderr
-    trained = load_trained(tmp_path)
+    trained = open_run(tmp_path)
     (row,) = generate(
         trained.model,
         trained.params,

@@ -1,13 +1,19 @@
-"""Generates from parameters that are spread over 8 devices, inside the training loop's mesh; run as a program."""
+"""Generates from parameters that are sharded over 8 devices, in memory and as opened from a run; run as a program."""
 
+import dataclasses
 import sys
+import tempfile
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaics_jax.inference import generate
 from mosaics_jax.models import MemoryMosaic, MosaicConfig
+from mosaics_jax.training import open_run
+from mosaics_jax.training.checkpoints import save_params
 from mosaics_jax.training.mesh import make_mesh, shardings_of
 
 PROMPTS = [[1, 2, 3], [4]]
@@ -23,11 +29,23 @@ def main() -> None:
         def init():
             return model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
 
-        params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=shardings_of(jax.eval_shape(init), mesh))()
+        shardings = shardings_of(jax.eval_shape(init), mesh)
+        params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=shardings)()
         assert len(params["embedding"].sharding.device_set) == 8
-        spread = generate(model, params, PROMPTS, max_tokens=12)
-    assert spread == generate(model, jax.device_get(params), PROMPTS, max_tokens=12)
-    assert [len(row) for row in spread] == [12, 12]
+        sharded = generate(model, params, PROMPTS, max_tokens=12)
+    assert sharded == generate(model, jax.device_get(params), PROMPTS, max_tokens=12)
+    assert [len(row) for row in sharded] == [12, 12]
+
+    config = {"task": {"model": {"name": "mosaic", **dataclasses.asdict(model.config)}, "data": {}}}
+    with tempfile.TemporaryDirectory() as directory:
+        save_params(Path(directory), params, config)
+        whole, opened = open_run(directory), open_run(directory, mesh=mesh)
+        assert jax.tree.map(lambda leaf: leaf.sharding, opened.params) == shardings
+        assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(whole.params))
+        jax.tree.map(np.testing.assert_array_equal, opened.params, params)
+        jax.tree.map(np.testing.assert_array_equal, whole.params, params)
+        for run in (whole, opened):
+            assert generate(run.model, run.params, PROMPTS, max_tokens=12) == sharded
     print("equal")
 
 

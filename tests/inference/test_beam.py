@@ -45,7 +45,7 @@ def test_wide_enough_it_finds_the_best_of_all_continuations(networks):
 
 @pytest.mark.parametrize("name", ["mosaic", "gpt2"])
 def test_memories_follow_their_hypotheses(networks, parallel, name):
-    """The score kept along the way is that of the tokens found, for prompts of several lengths, past a doubling."""
+    """The accumulated score is that of the resulting tokens, for prompts of several lengths, past a doubling."""
     model, params = networks(name)
     found = beam_search(model, params, PROMPTS, beams=3, max_tokens=20, end=END)
     for prompt, hypotheses in zip(PROMPTS, found, strict=True):

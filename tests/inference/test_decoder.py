@@ -50,7 +50,7 @@ def test_memories_answer_as_the_parallel_forward_at_every_position(networks, par
 
 @pytest.mark.parametrize(("name", "lengths"), [("mosaic", (5,)), ("mosaic", LENGTHS), ("gpt2", LENGTHS)])
 def test_generated_tokens_are_those_drawn_from_the_parallel_forward(networks, parallel, name, lengths):
-    """From memories that double twice on the way."""
+    """With memories that double twice."""
     model, params = networks(name)
     prompts = prompts_of(lengths)
     rows = generate(model, params, prompts, max_tokens=100, sampling=SOFT, seed=7)
@@ -115,7 +115,7 @@ def test_refuses_prompts_that_cannot_be_continued(networks):
 
 
 def test_training_parameters_serve_and_compile_once(networks):
-    """As the training loop has them: scanned, and new at every sample."""
+    """Parameters as the training loop has them: scanned, and new at every sample."""
     model, params = networks("mosaic")
     scanned = type(model)(dataclasses.replace(model.config, scan_layers=True, remat="full"))
     prompts = prompts_of(LENGTHS)

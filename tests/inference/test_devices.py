@@ -7,7 +7,7 @@ import sys
 PROGRAM = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
-def test_sharded_parameters_generate_as_whole_ones(request):
+def test_sharded_parameters_generate_as_whole_ones_in_memory_and_opened(request):
     root = request.config.rootpath
     command = [sys.executable, "-W", "error", PROGRAM, root / ".cache" / "jax"]
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""The order in which text comes out."""
+"""The order in which text is yielded."""
 
-from mosaics_jax.inference import Burst, stories_in_order
+from mosaics_jax.inference import Burst, stream_text
 
 
 class ByteTokenizer:
@@ -29,7 +29,7 @@ def test_first_unfinished_story_streams_and_the_others_wait():
             yield new
 
     pieces = []
-    for piece in stories_in_order(["1:", "2:", "3:"], bursts(), ByteTokenizer()):
+    for piece in stream_text(["1:", "2:", "3:"], bursts(), ByteTokenizer()):
         pieces.append(piece)
         assert len(pieces) == len(asked) + 1  # a piece is out before the next burst is asked for
     assert pieces == ["1:", "a", "b\n\n2:xy", "z", "\n\n3:p"]
@@ -38,4 +38,4 @@ def test_first_unfinished_story_streams_and_the_others_wait():
 def test_characters_stay_whole():
     one, two = "é".encode(), "海".encode()
     bursts = [burst((one[:1], True)), burst((one[1:] + two[:2], True)), burst((two[2:] + one[:1], False))]
-    assert list(stories_in_order(["-"], bursts, ByteTokenizer())) == ["-", "", "é", "海\ufffd"]
+    assert list(stream_text(["-"], bursts, ByteTokenizer())) == ["-", "", "é", "海\ufffd"]

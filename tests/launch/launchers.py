@@ -1,4 +1,4 @@
-"""Launchers as one starts them, and stand-ins for the programs that they call."""
+"""Launchers as a user starts them, and stand-ins for the programs that they call."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def shown(launcher: str, *arguments: object, **environment: str) -> list[str]:
 
 
 def refused(launcher: str, *arguments: object, **environment: str) -> str:
-    """The one line that is all that a refused command prints."""
+    """The single line that a refused command prints."""
     done = run(launcher, *arguments, **environment)
     assert (done.returncode, done.stdout) == (2, ""), done
     (line,) = done.stderr.splitlines()
@@ -40,7 +40,7 @@ def refused(launcher: str, *arguments: object, **environment: str) -> str:
 
 
 def stand_in(directory, name, script):
-    """Puts a shell script in the place of a program."""
+    """Writes a shell script that stands in for a program."""
     directory.mkdir(exist_ok=True)
     path = directory / name
     path.write_text(f"#!/bin/bash\n{script}")

@@ -1,4 +1,4 @@
-"""What each launcher would run, to the letter, and what it says to bad input."""
+"""The exact commands that each launcher would run, and its errors for bad input."""
 
 import json
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.entry import Processes
+from mosaics_jax.runtime.processes import Processes
 from tests.experiments.entries import ROOT, refused
 
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine, for real."""
+"""Several real processes on this machine."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The batch script, with Slurm's commands played by scripts: when the job goes back into the queue."""
+"""The batch script, with stand-ins for Slurm's commands: when the job is requeued."""
 
 import os
 

@@ -11,7 +11,7 @@ from tests.launch.launchers import command, stand_in
 
 @pytest.fixture
 def slice_of_two(tmp_path):
-    """A directory to start the launcher in; ``calls`` in it lists what was asked of gcloud."""
+    """A directory to start the launcher in; its file ``calls`` lists the calls of gcloud."""
     programs = tmp_path / "programs"
     stand_in(
         programs,

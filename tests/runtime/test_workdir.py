@@ -1,11 +1,11 @@
-"""The work directory: refused where it cannot be used, held by one run at a time."""
+"""The work directory: refused if it cannot be used, locked by one run at a time."""
 
 import os
 
 import pytest
 
 from mosaics_jax.errors import UserError
-from mosaics_jax.runtime.workdir import check_workdir, held
+from mosaics_jax.runtime.workdir import check_workdir, locked
 from mosaics_jax.training import train
 
 
@@ -29,7 +29,7 @@ def test_directories_that_cannot_be_used(tiny, tmp_path, monkeypatch):
 
 def test_one_run_at_a_time(tiny, tmp_path):
     with (
-        held(check_workdir(tmp_path)),
+        locked(check_workdir(tmp_path)),
         pytest.raises(UserError, match="another process trains in"),
     ):
         train(tmp_path, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())

@@ -25,14 +25,14 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
-    """(work directory, TrainResult) of a run that nothing interrupted; not to be changed."""
+    """(work directory, TrainResult) of a run that nothing interrupted; tests must not change it."""
     workdir = tmp_path_factory.mktemp("finished")
     return workdir, train(workdir, tiny.LOOP, tiny.OPTIMIZER, tiny.make_task())
 
 
 @pytest.fixture
 def send_sigterm(monkeypatch):
-    """A function that sends SIGTERM to the run in this process, and returns when the run knows of it."""
+    """A function that sends SIGTERM to the run in this process, and returns when the run has recorded it."""
     made = []
 
     def make():

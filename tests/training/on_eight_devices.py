@@ -33,7 +33,7 @@ def main(directory, cache, *meshes):
 
 
 def pass_on(directory):
-    """Restores what 8 devices saved on 4, saves it there, and so on; every bit and the place in the data are kept."""
+    """Restores on 4 devices what 8 devices saved, saves it there, and so on; state and data position stay equal."""
     task, source, first = tiny.make_task(), directory / "data:2,fsdp:2,tensor:-1", None
     config = run_config(tiny.LOOP, tiny.OPTIMIZER, task)
     for sizes in ((1, 8, 1, 1), (2, 1, 2, 1), (1, 1, 1, 1), (2, 2, 2, 1)):

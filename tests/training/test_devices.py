@@ -22,7 +22,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def runs(finished, tmp_path_factory, request):
-    """A directory with a run for each mesh; that of ``fsdp:8`` began on one device, and was restored at step 30."""
+    """A directory with a run for each mesh; the run of ``fsdp:8`` began on one device and was resumed at step 30."""
     directory = tmp_path_factory.mktemp("meshes")
     shutil.copytree(finished[0], directory / "fsdp:8")
     for step in ("35", "40"):

@@ -1,4 +1,4 @@
-"""What a run does and leaves, what it refuses, and how it ends when numbers go wrong."""
+"""What a run does and writes, what it refuses, and how it ends when a number is not finite."""
 
 import dataclasses
 import io
@@ -111,7 +111,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path, ev
 
 
 def test_no_checkpoint_of_parameters_that_are_not_finite(tiny, tmp_path):
-    """Even where no metric shows it."""
+    """A parameter that is not finite stops the run even if no metric shows it."""
     task = tiny.make_task(
         init=lambda key: {"net": tiny.make_task().init(key), "unused": jnp.full(3, jnp.inf)},
         loss=lambda params, batch, key: tiny.cross_entropy(params["net"], batch, key),

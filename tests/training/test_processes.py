@@ -1,7 +1,8 @@
-"""Two processes train together, are stopped by a signal to one of them; one goes on, then two: the run of one."""
+"""Two processes train together until a signal to one stops both; one process resumes, then two: the run of one."""
 
 import dataclasses
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ PROGRAM = pathlib.Path(__file__).with_name("in_two_processes.py")
 
 @pytest.fixture
 def start(tmp_path, request):
-    """Starts the two processes; gives them back."""
+    """A function that starts the two processes and returns them."""
     processes = []
     root = request.config.rootpath
 
@@ -72,10 +73,17 @@ def test_two_processes_then_one_then_two_end_the_same(start, finished, tiny, sen
     with pytest.raises(Interrupted, match=f"stopped after step {step + 1},"):
         train(workdir, dataclasses.replace(tiny.LOOP, sample_every=1), tiny.OPTIMIZER, tiny.make_task(sample=stop))
     alone = load_params(workdir)
+    # A damaged checkpoint, of which each process verifies a part: both pass over it.
+    newer = shutil.copytree(workdir / "checkpoints" / str(step + 1), workdir / "checkpoints" / "39")
+    damaged = max((newer / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
 
     statuses, outputs = finish(start(workdir))
     assert statuses == [0, 0], outputs
     assert f"restored step {step + 1} of 40" in outputs[0]
+    assert [output.count("checkpoints/39 is damaged") for output in outputs] == [1, 1]
+    assert sum("is not what was written" in output for output in outputs) == 1  # it was read once
+    assert [path.name for path in (workdir / "damaged").iterdir()] == ["39"]
     assert "restored" not in outputs[1]  # the first process speaks for all
     for params, name in ((alone, "restored.npz"), (load_params(workdir), "final.npz")):
         with np.load(workdir / name) as noted:

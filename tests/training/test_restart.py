@@ -1,4 +1,4 @@
-"""A run killed again and again ends where the uninterrupted run ends, bit for bit."""
+"""A run that is killed repeatedly ends with the parameters of the uninterrupted run, bit for bit."""
 
 import dataclasses
 import os
@@ -13,18 +13,18 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import board
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.stopping import StopSignals
 from mosaics_jax.training import Interrupted, loop, train
 from mosaics_jax.training.metrics import read_metrics
+from mosaics_jax.training.tensorboard import read_points
 
 PROGRAM = pathlib.Path(__file__).with_name("tiny.py")
 
 
 @pytest.fixture
 def start(tmp_path, request):
-    """Starts the tiny run in a process of its own; gives it back."""
+    """A function that starts the tiny run in a process of its own and returns it."""
     processes = []
 
     def run(workdir):
@@ -51,7 +51,7 @@ def start(tmp_path, request):
 
 
 def wait_for(process, text):
-    """Reads the output up to a line that holds ``text``, and gives it back."""
+    """Reads the output up to a line that contains ``text``, and returns the line."""
     for line in process.stdout:
         if text in line:
             return line
@@ -102,7 +102,7 @@ def test_killed_and_restarted_ends_the_same(tiny, finished, start, tmp_path):
     assert losses(workdir, "eval") == losses(finished[0], "eval")
 
     def shown(directory):
-        return {tag: line for tag, line in board.points(directory).items() if tag != "train/seconds"}
+        return {tag: line for tag, line in read_points(directory / "tensorboard").items() if tag != "train/seconds"}
 
     assert shown(workdir) == shown(finished[0])
 
@@ -136,11 +136,11 @@ def test_a_second_signal_ends_even_what_is_stuck_outside_of_python(number, reque
 def test_signals_are_noted_and_handlers_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with StopSignals() as signals:
-        assert signals.seen() is None
+        assert signals.requested() is None
         signal.raise_signal(signal.SIGINT)
         while not signals.received:
             time.sleep(0.001)
-        assert signals.seen() == "SIGINT"
+        assert signals.requested() == "SIGINT"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -163,6 +163,6 @@ def test_a_signal_in_the_last_step_stops_what_comes_after_the_run(tiny, send_sig
 
 
 def test_a_work_directory_that_a_process_does_not_see_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SEEN_WITHIN", 0)
+    monkeypatch.setattr(loop, "VISIBLE_SECONDS", 0)
     with pytest.raises(UserError, match=r"process 0 does not see the directory .* that all hosts share"):
         loop.check_shared(tmp_path / "elsewhere")

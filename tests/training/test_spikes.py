@@ -1,4 +1,4 @@
-"""Steps that are skipped: they leave no trace but in what is told of them."""
+"""Skipped steps: they change nothing but what is reported of them."""
 
 import dataclasses
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from mosaics_jax.training import Diverged, OptimizerConfig, progress, train
 from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.optimizer import make_optimizer, schedule
-from mosaics_jax.training.spikes import LEAST, WINDOW
+from mosaics_jax.training.spikes import MIN_NORMS, WINDOW
 from mosaics_jax.training.state import TrainState, make_step
 
 CONFIG = OptimizerConfig(learning_rate=0.1, warmup_steps=4, skip_spikes=5.0)
@@ -46,7 +46,7 @@ def batches(count, spoilt=None):
 
 
 def test_skipped_steps_leave_every_bit_as_it_was():
-    spoilt = {3: np.nan, 20: np.inf, LEAST + 6: 1e4, LEAST + 8: np.nan}
+    spoilt = {3: np.nan, 20: np.inf, MIN_NORMS + 6: 1e4, MIN_NORMS + 8: np.nan}
     *_, (clean, clean_metrics) = run(batches(32))
     *_, (state, metrics) = run(batches(32, spoilt))
     assert int(state.step) == 36
@@ -60,13 +60,13 @@ def test_skipped_steps_leave_every_bit_as_it_was():
 
 
 def test_spikes_are_told():
-    told = [int(metrics["spike"]) for _, metrics in run(batches(30, {LEAST: 1e4, 25: np.nan}))]
-    assert [step for step, spike in enumerate(told) if spike] == [LEAST, 26]
+    told = [int(metrics["spike"]) for _, metrics in run(batches(30, {MIN_NORMS: 1e4, 25: np.nan}))]
+    assert [step for step, spike in enumerate(told) if spike] == [MIN_NORMS, 26]
 
 
 def test_no_median_of_a_few_norms():
     """The first steps of a run differ by more than any spike."""
-    told = [int(metrics["spike"]) for _, metrics in run(batches(LEAST, {LEAST - 2: 1e4}))]
+    told = [int(metrics["spike"]) for _, metrics in run(batches(MIN_NORMS, {MIN_NORMS - 2: 1e4}))]
     assert sum(told) == 0
 
 
@@ -82,7 +82,7 @@ def test_gradients_that_grow_for_good_are_taken_after_half_a_window():
 
 
 def spoilt_data(tiny, *numbers):
-    """Batches of which those of these ``numbers`` (from 1) hold a NaN."""
+    """Batches; those with these ``numbers`` (from 1) hold a NaN."""
     rows = tiny.rows(0, 480)
     for number in numbers:
         rows[16 * number - 5]["x"] = np.full(8, np.nan, np.float32)
@@ -116,7 +116,7 @@ def test_a_run_goes_on_after_nan_and_resumes_with_its_count(tiny, tmp_path, caps
 
 
 def test_nothing_but_spikes_ends_the_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LONGEST", 5)
+    monkeypatch.setattr(progress, "MAX_SKIPPED_IN_A_ROW", 5)
     task = tiny.make_task(train_data=spoilt_data(tiny, *range(7, 31)), evaluate=None, sample=None)
     with pytest.raises(Diverged, match="5 steps up to step 11 were skipped in a row"):
         train(tmp_path, tiny.LOOP, dataclasses.replace(tiny.OPTIMIZER, skip_spikes=20.0), task)

@@ -1,0 +1,5 @@
+"""The tiny task of the training tests."""
+
+from tests.training.conftest import tiny
+
+__all__ = ["tiny"]
