@@ -1,12 +1,14 @@
-"""Tokens a second that the input pipelines give, to be set beside what a training step takes (`benchmarks.train`).
+"""Throughput of the input pipelines in tokens a second, to compare with a training step (`benchmarks.train`).
 
     python -m benchmarks.data [--out=data.json]
 
 Text: random windows of 64 M tokens in a file of 16-bit tokens, 16 x 256 and 512 x 512. RegBench: batches of 1,000
-problems. MQAR: batches of made sequences. In one process, without workers; medians of 5 after 2 of 20 batches each.
+problems. MQAR: batches of generated sequences. All in one process, without workers; medians of 5 runs of 20 batches,
+after 2.
 
-Then what input costs a step: the `small` mosaic takes STEPS steps on batches of 16 x 256 that come as the training loop
-takes them, each while the step before it runs, and as many, in turn, on one batch that is there already.
+Then the cost of input in a training step: the `small` mosaic takes STEPS steps on batches of 16 x 256 that are fetched
+as in the training loop, each while the step before it runs, alternating with as many steps on one batch that is on the
+device already.
 """
 
 import itertools
@@ -78,8 +80,7 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
         state = trainer.init()
 
         def fresh() -> Any:
-            batch = next(source)
-            return put_batch({"tokens": np.concatenate([batch["inputs"], batch["targets"][:, -1:]], axis=1)}, mesh)
+            return put_batch(next(source), mesh)
 
         same = fresh()
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from benchmarks.fault_tools import bits
-from experiments.moons import MOON_OPTIMIZER, moon_network
 from mosaics_jax.data.moons import MoonsConfig
-from mosaics_jax.models.moons import MoonMosaicConfig
+from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
+from mosaics_jax.tasks.moons import MOON_OPTIMIZER, CopiesConfig, make_task, network_name
 from mosaics_jax.training import Diverged, LoopConfig, OptimizerConfig, TrainResult, train
 from mosaics_jax.training.checkpoint_files import damage, steps_in
 from mosaics_jax.training.metrics import read_metrics
@@ -49,7 +49,7 @@ class _SpoiltIterator:
 
 
 def run(workdir: pathlib.Path, spoilt: bool, skip_spikes: float = 0.0) -> TrainResult:
-    task = moon_network(MoonMosaicConfig(heads=3), MOONS, 1, seed=0).task
+    task = make_task(network_name(3), MoonMosaic(MoonMosaicConfig(heads=3)), MOONS, CopiesConfig(), seed=0)
     if spoilt:
         task = dataclasses.replace(task, train_data=Spoilt(task.train_data))
     with contextlib.redirect_stdout(io.StringIO()):
