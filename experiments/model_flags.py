@@ -77,14 +77,14 @@ def check_hyper_parameters(
             for field in dataclasses.fields(model_config_class(model_name))
             if field.name in available
         )
-        listed = ", ".join(f"--{other}" for other in sorted(own, key=lambda other: -_similarity(name, other)))
+        listed = ", ".join(f"--{other}" for other in sorted(own, key=lambda other: not _similar(name, other)))
         models = " and ".join(dict.fromkeys(model_names))
         has, it = ("have", "theirs") if len(set(model_names)) > 1 else ("has", "its own")
         raise UserError(f"--{name}: {models} {has} no such hyper-parameter; {it} are {listed}")
 
 
-def _similarity(name: str, other: str) -> float:
-    return (name in other) + (other in name) + difflib.SequenceMatcher(None, name, other).ratio()
+def _similar(name: str, other: str) -> bool:
+    return bool(name in other or other in name or difflib.get_close_matches(name, [other]))
 
 
 def check_typed_flags(model_names: Sequence[str], shared: Collection[str]) -> None:

@@ -22,10 +22,17 @@ def environment() -> dict[str, str]:
 
 
 def run(entry: str, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return run_in(ROOT, entry, *arguments, stdin=stdin)
+
+
+def run_in(
+    directory: pathlib.Path, entry: str, *arguments: object, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs an entry point in another working directory than that of the repository."""
     return subprocess.run(
         command(entry, *arguments),
-        cwd=ROOT,
-        env=environment(),
+        cwd=directory,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
         input=stdin,
         capture_output=True,
         text=True,

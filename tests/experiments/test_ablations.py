@@ -12,7 +12,7 @@ import json
 
 from experiments.ablations import VARIANTS
 from experiments.sweeps.grid import parse_grid
-from mosaics_jax.models.zoo import SEQUENCE_MODELS
+from mosaics_jax.models.registry import MODELS
 
 def typed(text):
     try:
@@ -23,7 +23,7 @@ def typed(text):
 seen = []
 for name, grid in VARIANTS.items():
     (settings,) = parse_grid(grid.format(slots=384))
-    config_class, _ = SEQUENCE_MODELS[settings["model"]]
+    config_class, _ = MODELS[settings["model"]]
     fields = {field: typed(value) for field, value in settings.items() if field != "model"}
     config = config_class(**fields)
     assert all(type(value) is type(getattr(config_class, field)) for field, value in fields.items()), name
