@@ -33,7 +33,7 @@ from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import make_trainer
 
 TOKENS, BATCHES = 2**26, 20
-STEPS, TURN = 20, 5  # steps of either kind, and how many follow each other
+STEPS, TURN = 20, 5  # steps of either kind, and how many of one kind before the other has its turn
 
 
 def main(argv: list[str]) -> None:
@@ -59,19 +59,20 @@ def main(argv: list[str]) -> None:
 
 def rate(source: Iterator[Any]) -> dict[str, float]:
     """Input tokens a second."""
-    taken: list[int] = []
+    tokens: list[int] = []
 
-    def take() -> None:
-        taken.append(sum(next(source)["inputs"].size for _ in range(BATCHES)))
+    def read() -> None:
+        tokens.append(sum(next(source)["inputs"].size for _ in range(BATCHES)))
 
-    seconds = timed(take, REPEATS.value)
-    rates = [count / s for count, s in zip(taken[-len(seconds) :], seconds, strict=True)]
+    seconds = timed(read, REPEATS.value)
+    rates = [count / s for count, s in zip(tokens[-len(seconds) :], seconds, strict=True)]
     return {"tokens_per_s": float(np.median(rates)), **spread(seconds)}
 
 
 def beside_steps(source: Iterator[Any]) -> dict[str, float]:
-    """Seconds of a step with fresh batches and with the same one, of making and placing a batch while a step runs, and
-    how many of the ``steps`` the device had to wait for: whose batch was there only when the step before had ended.
+    """Seconds of a step with fresh batches and with one batch, and seconds to make and place a batch during a step.
+
+    ``waits`` counts those of the ``steps`` whose batch was ready only after the step before had ended.
     """
     model = build("mosaic", "small", **dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), 0.05), context_length=256)
     mesh = make_mesh("data:-1")
@@ -88,18 +89,18 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
             """Seconds of each step, seconds of its batch, and whether the device waited for it."""
             nonlocal state
             state, before = trainer.step(state, same)
-            found = []
+            times = []
             for _ in range(TURN):
                 began = time.perf_counter()
                 data = batch()
-                taken = time.perf_counter() - began
+                fetching = time.perf_counter() - began
                 waited = before["loss"].is_ready()  # type: ignore[attr-defined]  # not in jax's stubs
                 state, metrics = trainer.step(state, data)
                 jax.block_until_ready(before)
-                found.append((time.perf_counter() - began, taken, waited))
+                times.append((time.perf_counter() - began, fetching, waited))
                 before = metrics
             jax.block_until_ready(before)
-            return found
+            return times
 
         steps_on(lambda: same)  # compiles
         turns = [(steps_on(fresh), steps_on(lambda: same)) for _ in range(STEPS // TURN)]
@@ -107,7 +108,7 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
     return {
         "step_with_input_s": statistics.median(seconds for seconds, _, _ in with_input),
         "step_without_s": statistics.median(seconds for seconds, _, _ in without),
-        "input_s": statistics.median(taken for _, taken, _ in with_input),
+        "input_s": statistics.median(fetching for _, fetching, _ in with_input),
         "steps": len(with_input),
         "waits": sum(waited for _, _, waited in with_input),
     }

@@ -35,7 +35,7 @@ RUNS = {
         6,
     ),
 }
-SPEED = ("seconds", "tokens_per_s")  # metrics that depend on the machine
+CLOCK = ("time", "seconds", "tokens_per_s")  # numbers that depend on the clock
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def metrics(run):
     """The numbers of each record, by kind and step."""
     return {
         (record["kind"], record["step"]): {
-            name: value for name, value in record.items() if isinstance(value, int | float) and name not in SPEED
+            name: value for name, value in record.items() if isinstance(value, int | float) and name not in CLOCK
         }
         for record in read_metrics(run)
         if record["kind"] in ("train", "eval")
