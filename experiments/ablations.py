@@ -13,14 +13,14 @@ memory to compare the layer with.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from experiments import entry
 from experiments.sweeps.grid import Job, make_jobs, read_base
 from experiments.sweeps.runner import run_jobs
-from experiments.sweeps.summaries import SUMMARIES, describe_machine
+from experiments.sweeps.summaries import SUMMARIES
+from experiments.sweeps.variants import table_of_variants
 from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     check_names("benchmarks", BENCHMARKS.value, list(SUMMARIES))
     check_names("variants", CHOSEN.value, list(VARIANTS))
     jobs = {benchmark: jobs_of(benchmark, workdir / benchmark) for benchmark in BENCHMARKS.value}
-    table(jobs)  # refuses results of other settings before anything is run
+    table_of_variants(jobs)  # refuses results of other settings before anything is run
     failed: list[str] = []
     if RUN.value:
         with held(workdir):
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
                 every = [job for of_variant in variants.values() for job in of_variant]
                 describe = SUMMARIES[benchmark].describe
                 failed += run_jobs(every, arguments, AT_ONCE.value, describe, workdir / "cache" / "jax")
-    rows = table(jobs)
+    rows = table_of_variants(jobs)
     if not any(any(cells) for _, *cells in rows[1:]) and not failed:
         raise UserError(f"{workdir} holds no results of {' or '.join(jobs)}")
     staging.write_file(workdir / "results.md", markdown(rows).encode())
@@ -106,33 +106,6 @@ def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
             benchmark, [f"{VARIANTS[variant]}; seed={','.join(SEEDS.value)}".format(slots=slots)], base, workdir
         )
         for variant in CHOSEN.value
-    }
-
-
-def table(jobs: dict[str, dict[str, list[Job]]]) -> list[tuple[str, ...]]:
-    """A row for each variant: on each benchmark its parameters, scores, seconds and machine, empty without a result."""
-    rows = [("variant", *(f"{benchmark} {title}" for benchmark in jobs for title in cells_of(benchmark, [])))]
-    for variant in CHOSEN.value:
-        results = {
-            benchmark: [result for job in variants[variant] if (result := job.finished())]
-            for benchmark, variants in jobs.items()
-        }
-        rows.append((variant, *(text for item in results.items() for text in cells_of(*item).values())))
-    return rows
-
-
-def cells_of(benchmark: str, results: list[dict[str, Any]]) -> dict[str, str]:
-    """The columns of a table on one benchmark, and the cells of one variant, empty without results."""
-
-    def mean(name: str) -> float:
-        return sum(result[name] for result in results) / len(results)
-
-    scores = {title: name for name, title in SUMMARIES[benchmark].scores.items() if "validation" not in name}
-    return {
-        "parameters": f"{results[0]['params']:,}" if results else "",
-        **{title: f"{mean(name):.3f}" if results else "" for title, name in scores.items()},
-        "seconds": f"{mean('seconds'):,.0f}" if results else "",
-        "machine": "; ".join(dict.fromkeys(describe_machine(result["machine"]) for result in results)),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from experiments import entry
-from experiments.language import define_language_flags, model_config_from_flags, run_from_flags
+from experiments.language_flags import define_language_flags, model_config_from_flags, run_from_flags
 from experiments.results import configs_that_ran
 from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.corpus import CorpusConfig, open_corpus

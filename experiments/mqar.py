@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from experiments import entry
-from experiments.sequences import MQAR
+from experiments.sequence_flags import MQAR
 from experiments.sweeps import results
 from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.runtime.tables import aligned

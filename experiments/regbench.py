@@ -15,7 +15,7 @@ import jax
 from absl import flags
 
 from experiments import entry
-from experiments.sequences import REGBENCH
+from experiments.sequence_flags import REGBENCH
 from experiments.sweeps import results
 from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.regbench import open_regbench

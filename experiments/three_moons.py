@@ -14,11 +14,11 @@ import jax
 from absl import flags
 
 from experiments import entry
-from experiments.moon_results import evaluate, report
 from experiments.results import configs_that_ran
 from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
+from mosaics_jax.evaluation.moon_results import evaluate, report
 from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
 from mosaics_jax.runtime.cpu_devices import one_device_a_core
 from mosaics_jax.tasks.moons import MOON_OPTIMIZER, CopiesConfig, make_task, network_name, trained_copies

@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments.entry import Processes
 from experiments.model_flags import config_fields
-from experiments.sequences import EXPERIMENTS
+from experiments.sequence_flags import EXPERIMENTS
 from experiments.sweeps import results
 from mosaics_jax.errors import UserError
 
@@ -25,7 +25,7 @@ class Job:
     """One run.
 
     settings: the flags that its process is started with, none of which belongs to other models. configs: what those
-    settings and the defaults come to (`sequences.Setup.configs`).
+    settings and the defaults come to (`sequence_flags.Setup.configs`).
     """
 
     experiment: str

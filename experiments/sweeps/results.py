@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.results import machine
-from experiments.sequences import EXPERIMENTS, Setup
+from experiments.sequence_flags import EXPERIMENTS, Setup
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import ALIASES
 from mosaics_jax.runtime import staging

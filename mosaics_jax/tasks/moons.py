@@ -11,6 +11,7 @@ import numpy as np
 
 from mosaics_jax.data.moons import MoonsConfig, windows
 from mosaics_jax.evaluation.device_means import mean_over_devices
+from mosaics_jax.evaluation.moon_results import TrainedCopies
 from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
@@ -19,7 +20,7 @@ from mosaics_jax.training.metrics import read_metrics
 from mosaics_jax.training.state import Task
 
 CLIP = 0.5  # errors beyond +-CLIP count as CLIP in the loss
-FINAL_STEPS = 20  # the final loss is the mean over so many steps
+FINAL_STEPS = 20  # a final loss is the mean over so many steps
 # The published optimizer. The published matrices hold each of our numbers twice, so their gradients are half of ours.
 # Adam is invariant to that but for epsilon: 2e-8 here corresponds to the published 1e-8.
 MOON_OPTIMIZER: dict[str, Any] = {
@@ -45,21 +46,6 @@ class CopiesConfig:
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedCopies:
-    """What training made of the copies of one network.
-
-    params: a tree of each copy. final_losses: of each copy, the mean training loss over the last FINAL_STEPS steps.
-    seconds: spent in training steps.
-    """
-
-    name: str
-    config: MoonMosaicConfig
-    params: list[Params]
-    final_losses: list[float]
-    seconds: float
 
 
 def network_name(heads: int) -> str:

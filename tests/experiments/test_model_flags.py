@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from experiments import model_flags
-from experiments.sequences import MQAR, REGBENCH
+from experiments.sequence_flags import MQAR, REGBENCH
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import ALIASES, MODELS
 from tests.experiments.entries import ROOT, refused, run

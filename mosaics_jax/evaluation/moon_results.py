@@ -1,5 +1,6 @@
-"""The results of `three_moons`: scores of trained networks, figures and a table."""
+"""The results of three moons: scores of trained networks, figures and a table."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,26 @@ from mosaics_jax.evaluation.moons import (
     knee,
     modulus_matrices,
 )
+from mosaics_jax.models.moons import MoonMosaicConfig
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned
-from mosaics_jax.tasks.moons import TrainedCopies
+from mosaics_jax.shapes import Params
 from mosaics_jax.training.progress import say
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedCopies:
+    """What training made of the copies of one network.
+
+    params: a tree of each copy. final_losses: of each copy, the mean training loss over the last steps.
+    seconds: spent in training steps.
+    """
+
+    name: str
+    config: MoonMosaicConfig
+    params: list[Params]
+    final_losses: list[float]
+    seconds: float
 
 
 def signals(moons: MoonsConfig) -> dict[str, Periods]:
