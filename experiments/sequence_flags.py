@@ -66,6 +66,10 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
 
 
+# Where two share a flag, the first decides its default; where data shares it, the data does.
+CLASSES: tuple[ConfigClass, ...] = (RunConfig, *MODEL_CONFIGS, OptimizerConfig, LoopConfig)
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """The configs of one run. ``model_name`` is as the user gave it, ``data`` the config of the experiment's task."""
@@ -102,15 +106,10 @@ class Experiment:
         """The classes of configs that the config of the task holds, by field."""
         return get_type_hints(self.task_config)
 
-    @property
-    def classes(self) -> tuple[ConfigClass, ...]:
-        """All classes whose fields are flags; where two share a flag, the first decides its default."""
-        return (*self.data_classes.values(), RunConfig, *MODEL_CONFIGS, OptimizerConfig, LoopConfig)
-
     def flag_defaults(self) -> dict[str, Any]:
         """The default value of every flag that sets a field of a config."""
         of_data = default_values(self.data_classes.values(), {})
-        return default_values(self.classes, DEFAULTS | self.defaults, skip=DERIVED) | of_data
+        return default_values(CLASSES, DEFAULTS | self.defaults, skip=DERIVED) | of_data
 
     def shared_fields(self) -> set[str]:
         """The flags that have a meaning for every model."""
@@ -118,7 +117,9 @@ class Experiment:
 
     def define_flags(self) -> None:
         """Defines the flags of the data, of a run, of every model, of optimizer and loop."""
-        define_flags(self.classes, self.flag_defaults())
+        defaults = self.flag_defaults()
+        define_flags(self.data_classes.values(), defaults)
+        define_flags(CLASSES, {name: default for name, default in defaults.items() if name not in DERIVED})
 
     def setup_from_flags(self) -> Setup:
         """The run that this program's flags describe.
