@@ -12,7 +12,7 @@ from mosaics_jax.runtime.workdir import check_workdir
 def define_workdir_flag() -> None:
     """Defines --workdir as a flag of the program that is run, so that its --help lists the flag."""
     flags.DEFINE_string(
-        "workdir", "", "where everything is written; the same command goes on from there", module_name=sys.argv[0]
+        "workdir", "", "directory for everything that is written; the same command resumes", module_name=sys.argv[0]
     )
 
 

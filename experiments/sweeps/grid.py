@@ -41,7 +41,7 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """A number in proportion to the time of the run, as far as its settings tell."""
+        """A number in proportion to the time of the run, estimated from the settings that decide its length."""
         return _number(self.settings.get("num_train", "")) * _number(self.settings.get("epochs", ""))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.sweeps import results
 from mosaics_jax.evaluation.sequence_figures import draw_mqar, draw_regbench
+from mosaics_jax.models.registry import ALIASES
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned, markdown
 
@@ -136,10 +137,12 @@ def _text(value: Any) -> str:
 
 
 def _curves(drawn: list[Result], x: str, score: str) -> dict[str, dict[int, list[float]]]:
-    """Model -> x -> the score of each seed."""
+    """Model -> x -> the score of each seed. Figures know a model with two names by the one in ALIASES."""
+    aliases = {name: alias for alias, name in ALIASES.items()}
     curves: dict[str, dict[int, list[float]]] = {}
     for result in drawn:
-        curves.setdefault(result["model"], {}).setdefault(result[x], []).append(result[score])
+        model = aliases.get(result["model"], result["model"])
+        curves.setdefault(model, {}).setdefault(result[x], []).append(result[score])
     return curves
 
 

@@ -28,7 +28,7 @@ def run(entry: str, *arguments: object, stdin: str | None = None) -> subprocess.
 def run_in(
     directory: pathlib.Path, entry: str, *arguments: object, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs an entry point in another working directory than that of the repository."""
+    """As `run`, in a working directory that is not the repository's."""
     return subprocess.run(
         command(entry, *arguments),
         cwd=directory,
@@ -41,7 +41,7 @@ def run_in(
 
 
 def refused(entry: str, *arguments: object) -> str:
-    """The one line that a refused command prints; it must be one line, and no traceback."""
+    """The one error line that a refused command prints; fails if it prints several, or a traceback."""
     done = run(entry, *arguments)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr + done.stdout

@@ -1,4 +1,4 @@
-"""The table of ablations from the command line: its runs, its rows, and that every variant is a model."""
+"""Ablations from the command line: their runs and the rows of their table; every variant is a model of its own."""
 
 import re
 import subprocess

@@ -20,7 +20,7 @@ from tests.experiments.entries import ROOT, SMOKE, command, environment, refused
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Training and evaluation text, as flags; and a directory with tokens of them."""
+    """A directory with training and evaluation text."""
     directory = tmp_path_factory.mktemp("text")
     for name, seed, count in (("train", 1, 120), ("valid", 2, 12)):
         write_corpus(directory / f"{name}.txt", seed, count)

@@ -1,4 +1,4 @@
-"""Flag files and `--help`: what they say is what the configs hold."""
+"""Flag files and `--help` agree with the config dataclasses."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def in_the_repository(monkeypatch):
 
 
 def settings_in(path):
-    """The settings of a flagfile and of those that it includes; later ones count."""
+    """The settings of a flagfile and of the flagfiles that it includes; of two for one flag the later counts."""
     lines = flags.FLAGS.read_flags_from_files([f"--flagfile={path}"])
     return {name: value for name, _, value in (line.lstrip("-").partition("=") for line in lines)}
 

@@ -1,4 +1,4 @@
-"""Which flags a model takes: typed ones must be its own, those of a flagfile that serves several models need not."""
+"""Flags of hyper-parameters: typed ones must belong to a chosen model, those in a flagfile need not."""
 
 import json
 
@@ -60,10 +60,10 @@ def test_one_flagfile_serves_several_models_and_typed_flags_do_not(tmp_path):
     both.write_text(f"{MQAR_SMOKE}\n--dropout=0.5\n--pmem_size=8\n--ic_dropout=0.25\n")
     done = run("mqar", f"--flagfile={both}", "--model=transformer", workdir)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["model"] == "transformer" and found["model_config"]["dropout"] == 0.5
-    assert not {"pmem_size", "ic_dropout"} & found["model_config"].keys()
-    assert "settings" not in found
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert result["model"] == "transformer" and result["model_config"]["dropout"] == 0.5
+    assert not {"pmem_size", "ic_dropout"} & result["model_config"].keys()
+    assert "settings" not in result
     # The same run by its other name, and with other spellings, is finished.
     again = run("mqar", f"--flagfile={both}", "--model=gpt2", workdir, "--dropout=5e-1", "--log_every=1")
     assert again.returncode == 0, again.stderr

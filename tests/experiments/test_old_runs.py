@@ -46,7 +46,7 @@ def old_runs(tmp_path):
 
 
 def metrics(run):
-    """The numbers of each record, by kind and step."""
+    """The numbers in each record of training and evaluation, but those of the clock, by kind and step."""
     return {
         (record["kind"], record["step"]): {
             name: value for name, value in record.items() if isinstance(value, int | float) and name not in CLOCK
@@ -77,7 +77,7 @@ def test_the_same_command_goes_on(name, old_runs):
 
 
 def test_a_finished_run_is_finished(old_runs):
-    """Results of the earlier version, which hold flags in place of configs, are those of the same command."""
+    """Results of the earlier version hold flags in place of configs; the same command recognises them as its own."""
     experiment, arguments, _ = RUNS["mqar_mamba"]
     done = run_in(old_runs, experiment, *arguments)
     assert done.returncode == 0, done.stderr

@@ -25,23 +25,28 @@ def finished(cache, tmp_path_factory):
 
 def test_results_and_table(finished):
     workdir, done = finished
-    found = json.loads((workdir / "results.json").read_text())
-    assert (found["experiment"], found["model"], found["num_train"], found["steps"]) == ("regbench", "mosaic", 16, 6)
-    assert (found["seed"], found["model_config"]["n_embd"], found["data_config"]["max_words"]) == (0, 32, 12)
-    assert found["optimizer_config"]["beta2"] == 0.999
-    assert found["loop_config"]["seed"] == 0 and "workdir" not in found["loop_config"]
-    assert "settings" not in found
-    assert found["params"] > 0 and found["seconds"] > 0
-    assert {"device", "devices", "jax"} <= set(found["machine"])
+    result = json.loads((workdir / "results.json").read_text())
+    assert (result["experiment"], result["model"], result["num_train"], result["steps"]) == (
+        "regbench",
+        "mosaic",
+        16,
+        6,
+    )
+    assert (result["seed"], result["model_config"]["n_embd"], result["data_config"]["max_words"]) == (0, 32, 12)
+    assert result["optimizer_config"]["beta2"] == 0.999
+    assert result["loop_config"]["seed"] == 0 and "workdir" not in result["loop_config"]
+    assert "settings" not in result
+    assert result["params"] > 0 and result["seconds"] > 0
+    assert {"device", "devices", "jax"} <= set(result["machine"])
     for name in ("", "validation_"):
-        assert 0 <= found[f"{name}accuracy"] < 0.7
-        assert 0.3 < found[f"{name}tvd"] <= 1
-    assert found["baselines"]["automaton"] == {"accuracy": 1.0, "tvd": pytest.approx(0, abs=1e-6)}
-    for line in (f"{found['accuracy']:.3f}  {found['tvd']:.3f}", "4-gram", "uniform"):
+        assert 0 <= result[f"{name}accuracy"] < 0.7
+        assert 0.3 < result[f"{name}tvd"] <= 1
+    assert result["baselines"]["automaton"] == {"accuracy": 1.0, "tvd": pytest.approx(0, abs=1e-6)}
+    for line in (f"{result['accuracy']:.3f}  {result['tvd']:.3f}", "4-gram", "uniform"):
         assert line in done.stdout
     evaluations = [record for record in read_metrics(workdir) if record["kind"] == "eval"]
     assert [record["step"] for record in evaluations] == [3, 6]
-    assert evaluations[-1]["tvd"] == found["validation_tvd"]
+    assert evaluations[-1]["tvd"] == result["validation_tvd"]
 
 
 def test_a_finished_run_called_again_says_so_and_changes_nothing(finished, cache):

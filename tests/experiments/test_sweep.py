@@ -1,4 +1,4 @@
-"""Sweeps: grids, runs in processes of their own, what is drawn of them."""
+"""Sweeps: grids, runs in processes of their own, tables and figures of their results."""
 
 import dataclasses
 import json
@@ -123,13 +123,13 @@ def test_the_best_settings_by_validation_and_all_their_seeds():
         settings = {"model": "mosaic", "learning_rate": rate, "seed": seed, "log_every": seed + 1}
         return result(settings=settings, seed=seed, validation_accuracy=validation, **given)
 
-    found = [tried(1e-3, 0, 0.6), tried(1e-3, 1, 0.8), tried(1e-2, 0, 0.9), tried(1e-2, 1, 0.3)]
-    found += [tried(1e-2, 0, 0.1, num_train=500)]
-    assert best(found, ("model", "num_train")) == [*found[:2], found[4]]
+    every = [tried(1e-3, 0, 0.6), tried(1e-3, 1, 0.8), tried(1e-2, 0, 0.9), tried(1e-2, 1, 0.3)]
+    every += [tried(1e-2, 0, 0.1, num_train=500)]
+    assert best(every, ("model", "num_train")) == [*every[:2], every[4]]
 
 
 def recorded(model, seed=0, **given):
-    """Results as runs write them."""
+    """Results of a RegBench run with the ``given`` flags, in the present format."""
     setup = EXPERIMENTS["regbench"].setup({"model": model, "seed": seed, **given})
     made = {name: value for name, value in result(model, seed=seed).items() if name != "settings"}
     return {**made, "num_train": setup.data.num_train, "steps": setup.loop.steps, **setup.configs()}
@@ -167,26 +167,33 @@ def test_settings_that_are_left_out_are_those_of_the_loop():
 @pytest.mark.parametrize("experiment", SUMMARIES)
 def test_figures_and_tables(experiment, tmp_path):
     models = ("mosaic", "deltanet", "one_of_my_own")
-    found = [
+    every = [
         result(m, experiment, num_train=n, n_embd=n, seed=s, num_pairs=p, settings={"lr": s / 10, "log_every": n})
         for m in models
         for n in (100, 500)
         for s in (0, 1)
         for p in ((4, 8) if experiment == "mqar" else (4,))
     ]
-    for number, one in enumerate(found):
+    for number, one in enumerate(every):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "results.json").write_text(json.dumps(one))
     text = report(read_all(tmp_path, experiment), SUMMARIES[experiment], tmp_path)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
     lines = (tmp_path / "results.md").read_text().splitlines()
-    assert len(lines) == 2 + len(found)
+    assert len(lines) == 2 + len(every)
     assert len({line.count("|") for line in lines}) == 1
     assert "lr=0.1" in lines[3] and "| 0.500 |" in lines[3] and "1 x cpu, jax 0.10" in lines[3]
-    assert sum("| yes |" in line for line in lines) == len(found) / 2
+    assert sum("| yes |" in line for line in lines) == len(every) / 2
     assert "log_every" not in text
     assert "results.md" in text
+
+
+def test_both_names_of_the_transformer_are_one_curve(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(summaries, "draw_regbench", lambda accuracy, *others: drawn.append(accuracy))
+    SUMMARIES["regbench"].draw([result("gpt2"), result("transformer", num_train=500)], tmp_path / "figure")
+    assert drawn == [{"transformer": {100: [0.5], 500: [0.5]}}]
 
 
 def test_results_of_another_version_are_named(tmp_path):
@@ -226,7 +233,7 @@ def configs(kind, seed=0):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """Makes jobs whose runs are little programs; what they do is their ``kind``."""
+    """Makes jobs whose runs are little programs that do what their ``kind`` says."""
 
     def start(job, arguments, environment):
         job.workdir.mkdir(exist_ok=True)
@@ -253,7 +260,7 @@ def test_what_is_finished_is_not_run_again(jobs, tmp_path, capsys):
     assert "bad: failed: it cannot be (status 1; " in said
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell cores")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
 def test_runs_at_a_time_share_out_the_cores(jobs, tmp_path):
     every = os.sched_getaffinity(0)
     assert run_jobs(jobs("core0", "core1"), [], 2, str, tmp_path) == []
@@ -295,13 +302,13 @@ def test_a_sweep_that_ends_ends_its_runs(jobs, tmp_path, monkeypatch):
 
 
 def child_of(parent):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
-    return int(found[0]) if found else None
+    printed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+    return int(printed[0]) if printed else None
 
 
 def alive(pid):
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(found) and not found.startswith("Z")  # one that nobody waited for is dead all the same
+    printed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(printed) and not printed.startswith("Z")  # a zombie is dead, though nobody has waited for it
 
 
 def test_a_killed_sweep_ends_its_run_and_goes_on(tmp_path):

@@ -56,7 +56,7 @@ def test_the_same_command_again_gives_the_same_results(finished):
 
 
 def test_results_do_not_depend_on_the_number_of_devices(finished, tmp_path, monkeypatch):
-    """By default there are as many as cores, if they divide the batch of four."""
+    """By default there is a device for each core, if they divide the batch of four."""
     workdir, done = finished
     count = 2 if "devices: 4 x" in done.stdout else 4
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import AbstractMesh
 
 from mosaics_jax.data.automata import AutomataConfig
 from mosaics_jax.data.corpus import CorpusConfig, open_corpus
@@ -19,6 +20,7 @@ from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
 from mosaics_jax.models.registry import build_model
+from mosaics_jax.sharding import MESH_AXES
 from mosaics_jax.tasks import language, moons, mqar, regbench
 from mosaics_jax.tasks.next_token import init_function, next_token_loss
 from mosaics_jax.training.mesh import make_mesh
@@ -114,6 +116,16 @@ def test_next_token_loss_and_parameters():
         loss, metrics = next_token_loss(model, z_loss)(params, batch, key)
         assert metrics == {}
         assert loss == pytest.approx((nats + z_loss * log_z**2)[targets >= 0].mean(), rel=1e-5)
+
+
+def test_a_mesh_that_does_not_divide_the_time(monkeypatch):
+    model = sequence_model(23, context_length=10)
+    params = nn.meta.unbox(init_function(model, 10)(jax.random.key(0)))
+    batch = {name: np.ones((2, 10), np.int32) for name in ("inputs", "targets")}
+    mesh = AbstractMesh((1, 1, 1, 3), MESH_AXES)
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: mesh)
+    with pytest.raises(UserError, match="context_length=10 does not divide by mesh sequence:3: choose a multiple of 3"):
+        next_token_loss(model)(params, batch, jax.random.key(0))
 
 
 def test_training_has_dropout_by_its_key():
