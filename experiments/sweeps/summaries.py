@@ -141,7 +141,8 @@ def _curves(drawn: list[Result], x: str, score: str) -> dict[str, dict[int, list
     aliases = {name: alias for alias, name in ALIASES.items()}
     curves: dict[str, dict[int, list[float]]] = {}
     for result in drawn:
-        model = aliases.get(result["model"], result["model"])
+        model = str(result["model"])
+        model = aliases.get(model, model)
         curves.setdefault(model, {}).setdefault(result[x], []).append(result[score])
     return curves
 
