@@ -1,10 +1,10 @@
-"""Tries every bad input that benchmarks/bad_input_cases.py lists, over all entry points; writes what each prints.
+"""Tries every bad input that benchmarks/bad_input_cases.py lists, for all entry points, and writes what each prints.
 
     python -m benchmarks.bad_input [--only=WORD] [--out=benchmarks/results/bad_input.md]
 
-Each must end with a status that is not 0, say one line on standard error (warnings of the log aside), and no traceback.
-A case is a fork of one process that has imported the libraries: the exit is real, the imports are made once. Ends with
-status 1 if a case does not do as it must.
+Each command must exit with a status other than 0 and print one line on standard error (besides logged warnings) and no
+traceback. A case runs in a fork of one process that has imported the libraries: its exit is real, and imports are made
+once. Exits with status 1 if a case does otherwise.
 """
 
 import argparse
@@ -21,10 +21,11 @@ import tempfile
 import traceback
 import warnings
 
-from benchmarks.bad_input_cases import commands, make_files
+from benchmarks.bad_input_cases import commands
+from benchmarks.bad_input_files import make_files
 from mosaics_jax.runtime import staging
 
-# What the entry points import, but not these themselves, which define flags.
+# What the entry points import. The entry points themselves define flags, so each case imports its own.
 LIBRARIES = (
     "matplotlib.pyplot",
     "sentencepiece",
@@ -33,16 +34,16 @@ LIBRARIES = (
     "mosaics_jax.data.regbench",
     "mosaics_jax.evaluation.moons",
     "mosaics_jax.inference",
-    "mosaics_jax.models.zoo",
+    "mosaics_jax.models.registry",
     "mosaics_jax.training",
 )
 ROOT = pathlib.Path(__file__).parents[1]
-SECONDS = 300  # that a case may take
+SECONDS = 300  # limit of one case
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="try the cases alone whose command holds this word")
+    parser.add_argument("--only", default="", help="try only the cases whose command contains this word")
     parser.add_argument("--out", help="file for the table, as Markdown")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -68,12 +69,12 @@ def main() -> int:
             line = lines[-1].replace(str(files), "FILES") if lines else ""
             rows.append((shown, str(status), line))
             print(f"{'ok ' if good else 'BAD'} {status} {shown}\n      {line}", flush=True)
-    print(f"{len(rows)} cases, {len(failures)} not as they must be", *failures, sep="\n\n")
+    print(f"{len(rows)} cases, {len(failures)} with another outcome", *failures, sep="\n\n")
     if options.out:
         table = "".join(f"| `{escape(command)}` | {status} | {escape(line)} |\n" for command, status, line in rows)
         text = (
-            "What bad input prints, tried by `python -m benchmarks.bad_input`; FILES is a directory made for it.\n\n"
-            f"{len(rows)} cases, {len(failures)} not as they must be.\n\n"
+            "What bad input prints, made by `python -m benchmarks.bad_input`; FILES is a temporary directory.\n\n"
+            f"{len(rows)} cases, {len(failures)} with another outcome.\n\n"
             "| command | exit status | line |\n| --- | --- | --- |\n"
         )
         staging.write_file(options.out, (text + table).encode())
@@ -81,7 +82,7 @@ def main() -> int:
 
 
 def attempt(command: list[str]) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error."""
+    """Exit status, standard output and standard error of a command."""
     if command[0].endswith(".sh"):
         done = subprocess.run(["bash", *command], capture_output=True, text=True, timeout=SECONDS)
         return done.returncode, done.stdout, done.stderr
@@ -96,10 +97,10 @@ def attempt(command: list[str]) -> tuple[int, str, str]:
 
 
 def run(module: str, *arguments: str) -> None:
-    """Runs the module as the main program, and ends this process as Python would."""
+    """Runs the module as the main program, and exits as Python would."""
     signal.alarm(SECONDS)
     if module.startswith("launch."):
-        os.environ["PATH"] = os.devnull  # so that nothing is asked of a cloud
+        os.environ["PATH"] = os.devnull  # no launcher reaches a cloud
     status: object = 0
     sys.argv = [module, *arguments]
     try:

@@ -1,16 +1,4 @@
-"""Bad input, by entry point: command lines, in which {files} is the directory that ``make_files`` fills."""
-
-import gzip
-import json
-import pathlib
-import shutil
-import subprocess
-import sys
-
-import numpy as np
-
-from mosaics_jax.data.stories import write_corpus
-from mosaics_jax.training.checkpoint_files import measure
+"""Bad input, by entry point: command lines, in which {files} is the directory that `bad_input_files` fills."""
 
 RUN = "--flagfile=experiments/flags/smoke.flags --model=mosaic --steps=2 --samples=0"
 TOKENS = "--train_files={files}/tokens --eval_files={files}/tokens"
@@ -22,7 +10,7 @@ MOONS = "--flagfile=experiments/flags/three_moons_smoke.flags --workdir={files}/
 COMMAND = "-- python -m experiments.babistories"
 GKE = "launch.gke mosaic --image=example.com/p/mosaics_jax:1 --claim=shared"
 
-# Module, what all its cases share, and what is bad in each. A value with blanks is written with _ for them.
+# Module, the arguments that all its cases share, and the bad arguments of each case.
 CASES: list[tuple[str, str, list[str]]] = [
     ("experiments.babistories", "", ["", "--workdir=gs://bucket/run", "--workdir={files}/train.txt"]),
     (
@@ -63,7 +51,8 @@ CASES: list[tuple[str, str, list[str]]] = [
             "--context_length=0",
             "--batch_size=-1",
             "--eval_tokens=-1",
-            "--model=mamba",
+            "--model=mambo",
+            "--short_convolution=4",
             "--n_head=5",
             "--n_head=0",
             "--n_layer=0",
@@ -246,6 +235,7 @@ CASES: list[tuple[str, str, list[str]]] = [
             "--workdir={files}/other_results",
             "--model=transformer --context_length=8",
             "--num_train=many",
+            "--model=mosaic --dropout=0.1",
         ],
     ),
     (
@@ -279,6 +269,8 @@ CASES: list[tuple[str, str, list[str]]] = [
             "--grid=model=mosaic --base={files}/bad.flags",
             "--grid=model=mosaic --at_once=0",
             "--grid=modl=mosaic",
+            "--grid=dropout=0.1",
+            "--grid=n_layer=two",
             "--norun",
         ],
     ),
@@ -329,84 +321,3 @@ CASES: list[tuple[str, str, list[str]]] = [
 def commands() -> list[list[str]]:
     """Every case as module or script, and arguments."""
     return [[*f"{module} {common} {bad}".split()] for module, common, cases in CASES for bad in cases]
-
-
-def make_files(files: pathlib.Path, root: pathlib.Path) -> None:
-    """Text, tokens, runs and checkpoints, good ones and what can be wrong with them."""
-    write_corpus(files / "train.txt", seed=1, count=60)
-    write_corpus(files / "valid.txt", seed=2, count=6)
-    (files / "empty.txt").touch()
-    (files / "binary.txt").write_bytes(bytes(range(256)))
-    (files / "cut.txt.gz").write_bytes(gzip.compress((files / "train.txt").read_bytes())[:200])
-    (files / "bad.jsonl").write_text('{"text": "once"}\n{"text": 3}\n')
-    (files / "bad.flags").write_text("--model\nmosaic\n")
-    (files / "no_width.flags").write_text("--model=mosaic\n")
-
-    def run(module: str, arguments: str) -> None:
-        command = [sys.executable, "-m", module, *arguments.format(files=files).split()]
-        subprocess.run(command, cwd=root, check=True, capture_output=True)
-
-    prepare = "--workers=1 --input={files}/train.txt --out={files}/"
-    run("experiments.prepare_text", f"{prepare}tokens --vocab_size=512")
-    run("experiments.prepare_text", f"{prepare}other_tokens --vocab_size=520")
-    spoil_tokens(files)
-    run("experiments.babistories", f"{RUN} --workdir={{files}}/whole {TOKENS}")
-    shutil.move(files / "whole" / "mosaic", files / "mosaic")
-    spoil_runs(files)
-    run("experiments.convert", "--to_torch={files}/weights.npz --checkpoint={files}/run")
-    (files / "garbage.npz").write_bytes(b"PK garbage")
-    (files / "garbage.pt").write_bytes(b"garbage")
-    np.savez(files / "other.npz", x=np.zeros(3))
-    np.savez(files / "objects.npz", x=np.array([{}], dtype=object))
-    for name, text in (("bad_results", "{"), ("other_results", '{"experiment": "none", "version": 1}')):
-        (files / name).mkdir()
-        (files / name / "results.json").write_text(text)
-
-
-def spoil_tokens(files: pathlib.Path) -> None:
-    def meta(tokens: pathlib.Path, **changes: object) -> None:
-        path = tokens / "meta.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    for name in ("cut_tokens", "high_tokens", "no_meta", "other_version", "no_tokenizer"):
-        shutil.copytree(files / "tokens", files / name)
-    (files / "cut_tokens" / "tokens.bin").write_bytes((files / "tokens" / "tokens.bin").read_bytes()[:-7])
-    meta(files / "high_tokens", vocab_size=300)
-    (files / "no_meta" / "meta.json").write_text("{}")
-    meta(files / "other_version", version=99)
-    (files / "no_tokenizer" / "tokenizer.model").unlink()
-
-
-def spoil_runs(files: pathlib.Path) -> None:
-    """From the run in ``files/mosaic``: WORKDIRs that hold it, each with something wrong but the first."""
-    for name in (
-        "run",
-        "damaged_run",
-        "run_of_format_9",
-        "run_of_another_model",
-        "run_without_tokenizer",
-        "run_with_other_tokenizer",
-        "run_without_best",
-        "run_without_metrics",
-        "run_with_bad_metrics",
-    ):
-        shutil.copytree(files / "mosaic", files / name / "mosaic")
-    shutil.rmtree(files / "mosaic")
-
-    def meta(name: str, **changes: object) -> None:
-        checkpoint = files / name / "mosaic" / "checkpoints" / "2"
-        path = checkpoint / "meta" / "metadata"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        (checkpoint / "files.json").write_text(json.dumps(measure(checkpoint)))
-
-    for parameters in (files / "damaged_run").glob("mosaic/checkpoints/*/params/**/d/*"):
-        parameters.write_bytes(b"")
-    meta("run_of_format_9", format=9)
-    another = {"experiment": "regbench/mamba", "task": {"model": {"name": "mamba"}}}
-    (files / "run_of_another_model" / "mosaic" / "config.json").write_text(json.dumps(another))
-    shutil.rmtree(files / "run_without_tokenizer" / "mosaic" / "tokenizer")
-    shutil.rmtree(files / "run_with_other_tokenizer" / "mosaic" / "tokenizer")
-    shutil.copytree(files / "other_tokens", files / "run_with_other_tokenizer" / "mosaic" / "tokenizer")
-    shutil.rmtree(files / "run_without_best" / "mosaic" / "best")
-    (files / "run_without_metrics" / "mosaic" / "metrics.jsonl").unlink()
-    (files / "run_with_bad_metrics" / "mosaic" / "metrics.jsonl").write_text("broken\n\n")

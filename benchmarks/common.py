@@ -1,4 +1,4 @@
-"""What the benchmarks share: sizes of models, timing, peak memory, the machine, tables and their JSON."""
+"""What benchmarks share: sizes of models, timing, peak memory, a description of the machine, tables and JSON."""
 
 import dataclasses
 import json
@@ -17,16 +17,17 @@ from typing import Any
 from absl import flags
 
 from experiments import results
-from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
+from mosaics_jax.models.language_model import LanguageModel
+from mosaics_jax.models.registry import MODELS, build_model, canonical_name
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned
 
 OUT = flags.DEFINE_string("out", None, "file for the figures as JSON")
 REPEATS = flags.DEFINE_integer(
-    "repeats", 5, "timed runs, after 2 that are not, or 1 that takes over 30 s", lower_bound=1
+    "repeats", 5, "timed runs, after 2 untimed ones (1 if it takes over 30 s)", lower_bound=1
 )
 WARM_UP = 2
-LONG = 30.0  # seconds of a run that warms up for two
+LONG = 30.0  # seconds: a run that takes longer is the only one to warm up
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"vocab_size": 8192, "n_layer": 4, "n_head": 4, "n_embd": 256, "pmem_size": 896},
@@ -35,12 +36,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, size: str, **given: Any) -> LanguageModel:
-    """A language model of that size; of the fields that are given, those that its config has."""
-    config_class, model_class = LANGUAGE_MODELS[name]
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    return model_class(
-        config_class(**{name: value for name, value in {**SIZES[size], **given}.items() if name in fields})
-    )
+    """A language model of that size, with those of the ``given`` fields that its config has."""
+    fields = {field.name for field in dataclasses.fields(MODELS[canonical_name(name)][0])}
+    return build_model(name, {field: value for field, value in {**SIZES[size], **given}.items() if field in fields})
 
 
 def timed(run: Callable[[], Any], repeats: int) -> list[float]:
@@ -63,7 +61,10 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def in_its_own_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """``function(*args)`` in a fresh Python, with ``peak_mib``, the most memory that it had. Ends with its failure."""
+    """The dict that ``function(*args)`` returns in a fresh Python process, with ``peak_mib``, its peak memory.
+
+    Exits if the process fails.
+    """
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_measured, args=(writer, function, args))
     process.start()
@@ -78,14 +79,14 @@ def in_its_own_process(function: Callable[..., dict[str, Any]], *args: Any) -> d
 
 
 def _measured(writer: Any, function: Callable[..., dict[str, Any]], args: tuple[Any, ...]) -> None:
-    found = function(*args)
+    measured = function(*args)
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    found["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-    writer.send(found)
+    measured["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    writer.send(measured)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code, and which code it was. Starts JAX."""
+    """What the figures depend on: the machine, its load, versions and the commit. Starts JAX."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()

@@ -1,12 +1,14 @@
-"""Tokens a second that the input pipelines give, to be set beside what a training step takes (`benchmarks.train`).
+"""Throughput of the input pipelines in tokens a second, to compare with a training step (`benchmarks.train`).
 
     python -m benchmarks.data [--out=data.json]
 
 Text: random windows of 64 M tokens in a file of 16-bit tokens, 16 x 256 and 512 x 512. RegBench: batches of 1,000
-problems. MQAR: batches of made sequences. In one process, without workers; medians of 5 after 2 of 20 batches each.
+problems. MQAR: batches of generated sequences. All in one process, without workers; medians of 5 runs of 20 batches,
+after 2.
 
-Then what input costs a step: the `small` mosaic takes STEPS steps on batches of 16 x 256 that come as the training loop
-takes them, each while the step before it runs, and as many, in turn, on one batch that is there already.
+Then the cost of input in a training step: the `small` mosaic takes STEPS steps on batches of 16 x 256 that are fetched
+as in the training loop, each while the step before it runs, alternating with as many steps on one batch that is on the
+device already.
 """
 
 import itertools
@@ -31,7 +33,7 @@ from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import make_trainer
 
 TOKENS, BATCHES = 2**26, 20
-STEPS, TURN = 20, 5  # steps of either kind, and how many follow each other
+STEPS, TURN = 20, 5  # steps of either kind, and how many of one kind before the other has its turn
 
 
 def main(argv: list[str]) -> None:
@@ -57,19 +59,20 @@ def main(argv: list[str]) -> None:
 
 def rate(source: Iterator[Any]) -> dict[str, float]:
     """Input tokens a second."""
-    taken: list[int] = []
+    tokens: list[int] = []
 
-    def take() -> None:
-        taken.append(sum(next(source)["inputs"].size for _ in range(BATCHES)))
+    def read() -> None:
+        tokens.append(sum(next(source)["inputs"].size for _ in range(BATCHES)))
 
-    seconds = timed(take, REPEATS.value)
-    rates = [count / s for count, s in zip(taken[-len(seconds) :], seconds, strict=True)]
+    seconds = timed(read, REPEATS.value)
+    rates = [count / s for count, s in zip(tokens[-len(seconds) :], seconds, strict=True)]
     return {"tokens_per_s": float(np.median(rates)), **spread(seconds)}
 
 
 def beside_steps(source: Iterator[Any]) -> dict[str, float]:
-    """Seconds of a step with fresh batches and with the same one, of making and placing a batch while a step runs, and
-    how many of the ``steps`` the device had to wait for: whose batch was there only when the step before had ended.
+    """Seconds of a step with fresh batches and with one batch, and seconds to make and place a batch during a step.
+
+    ``waits`` counts those of the ``steps`` whose batch was ready only after the step before had ended.
     """
     model = build("mosaic", "small", **dict.fromkeys(("dropout", "ic_dropout", "hd_dropout"), 0.05), context_length=256)
     mesh = make_mesh("data:-1")
@@ -78,8 +81,7 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
         state = trainer.init()
 
         def fresh() -> Any:
-            batch = next(source)
-            return put_batch({"tokens": np.concatenate([batch["inputs"], batch["targets"][:, -1:]], axis=1)}, mesh)
+            return put_batch(next(source), mesh)
 
         same = fresh()
 
@@ -87,18 +89,18 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
             """Seconds of each step, seconds of its batch, and whether the device waited for it."""
             nonlocal state
             state, before = trainer.step(state, same)
-            found = []
+            times = []
             for _ in range(TURN):
                 began = time.perf_counter()
                 data = batch()
-                taken = time.perf_counter() - began
+                fetching = time.perf_counter() - began
                 waited = before["loss"].is_ready()  # type: ignore[attr-defined]  # not in jax's stubs
                 state, metrics = trainer.step(state, data)
                 jax.block_until_ready(before)
-                found.append((time.perf_counter() - began, taken, waited))
+                times.append((time.perf_counter() - began, fetching, waited))
                 before = metrics
             jax.block_until_ready(before)
-            return found
+            return times
 
         steps_on(lambda: same)  # compiles
         turns = [(steps_on(fresh), steps_on(lambda: same)) for _ in range(STEPS // TURN)]
@@ -106,7 +108,7 @@ def beside_steps(source: Iterator[Any]) -> dict[str, float]:
     return {
         "step_with_input_s": statistics.median(seconds for seconds, _, _ in with_input),
         "step_without_s": statistics.median(seconds for seconds, _, _ in without),
-        "input_s": statistics.median(taken for _, taken, _ in with_input),
+        "input_s": statistics.median(fetching for _, fetching, _ in with_input),
         "steps": len(with_input),
         "waits": sum(waited for _, _, waited in with_input),
     }

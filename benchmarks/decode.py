@@ -5,9 +5,9 @@
 
 `small`: 4 blocks, 4 heads, 256 wide, 896 persistent slots, V 8192; 200 tokens that end at position 216, and 200 that
 end at 8192. `published`: 12 blocks, 12 heads, 768 wide, 2688 slots, V 50304; 200 tokens that end at 512. Weights are
-random, as speed does not depend on them. Medians of 5 after 2. The peers, in the same run: a GPT-2 of that size with
-stored keys and values, and the mosaic run over its whole context, of 256 or 512, again for each token, as the authors'
-code does.
+random: speed does not depend on them. Times are medians of 5 runs after 2. Peers in the same run: a GPT-2 of that size
+with stored keys and values, and the mosaic that processes its whole context, of 256 or 512, again for each token, as
+the authors' code does.
 """
 
 import statistics
@@ -26,14 +26,14 @@ from mosaics_jax.errors import UserError
 from mosaics_jax.inference import Sampling, decodable, decoder
 from mosaics_jax.inference.memories import remember
 from mosaics_jax.inference.sampling import prompt_keys
-from mosaics_jax.models import LANGUAGE_MODELS, LanguageModel
+from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.progress import say
 
 NEW = flags.DEFINE_integer("new_tokens", 200, "tokens generated in a run", lower_bound=1)
-SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "of the models")
+SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "size of the models")
 ENDS = {"small": (216, 8192), "published": (512,)}  # positions at which the new tokens end
-WHOLE = {"small": 256, "published": 512}  # positions that are run over again
+WHOLE = {"small": 256, "published": 512}  # positions that are processed again for each token
 
 
 def main(argv: list[str]) -> None:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if NEW.value >= ends[0]:
         raise UserError(f"--new_tokens={NEW.value} must be less than {ends[0]}")
     rows = []
-    for name in LANGUAGE_MODELS:
+    for name in ("mosaic", "gpt2"):
         model = build(name, SIZE.value, context_length=ends[-1])
         params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
         for end in ends:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[str, Any]:
-    """Feeding the prompt, and drawing the tokens after it, apart."""
+    """Times of feeding the prompt and of drawing the tokens after it."""
     model, params = decodable(model, params)
     prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=prompt_length).tolist()
     keep: list[Any] = []
@@ -79,7 +79,7 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
 
 
 def whole(model: LanguageModel, params: Params, context: int) -> dict[str, Any]:
-    """One token, the most probable, from the parallel forward over the whole context."""
+    """Speed of drawing the most probable token by the parallel forward over the whole context."""
 
     @jax.jit
     def next_token(params: Params, tokens_BT: Array) -> Array:

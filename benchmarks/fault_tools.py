@@ -1,4 +1,4 @@
-"""What the fault campaign looks at, and what it spoils."""
+"""What the fault campaign inspects, and what it damages."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,34 @@ from typing import Any
 import jax
 import numpy as np
 
+from mosaics_jax.training import load_params
 from mosaics_jax.training.checkpoint_files import damage, steps_in
 from mosaics_jax.training.metrics import read_metrics
+from mosaics_jax.training.tensorboard import Points, read_points
+
+STEPS = 300
+TRAIN = [
+    "--flagfile=experiments/flags/smoke.flags",
+    "--model=mosaic",
+    f"--steps={STEPS}",
+    "--checkpoint_every=15",
+    "--eval_every=60",
+    "--eval_tokens=512",
+    "--samples=0",
+    "--log_every=10",
+]
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def train_command(workdir: pathlib.Path, run: pathlib.Path) -> list[str]:
+    """The command that trains in ``run`` on the tokens in ``workdir``."""
+    tokens = [f"--train_files={workdir / 'train'}", f"--eval_files={workdir / 'valid'}"]
+    return [sys.executable, "-m", "experiments.babistories", *TRAIN, *tokens, f"--workdir={run}"]
+
+
+def prepare_command(text: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
+    """The command that tokenizes ``text`` into ``out``."""
+    return [sys.executable, "-m", "experiments.prepare_text", f"--input={text}", f"--out={out}", "--workers=2", *more]
 
 
 def newest(run: pathlib.Path) -> int:
@@ -24,6 +51,7 @@ def newest(run: pathlib.Path) -> int:
 
 
 def half_written(run: pathlib.Path) -> bool:
+    """Whether a checkpoint has been begun and not finished."""
     return any((run / "mosaic").glob("*/*.orbax-checkpoint-tmp*"))
 
 
@@ -34,17 +62,56 @@ def bits(params: Any) -> list[tuple[str, bytes]]:
     ]
 
 
+def output_faults(output: str, before: int, status: int, expected: int) -> list[str]:
+    """What is wrong with the output and exit status of a command that resumes a run at step ``before``."""
+    wrong = [] if status == expected else [f"exit status {status} instead of {expected}: {output[-300:]}"]
+    if "Traceback" in output:
+        wrong.append(f"a traceback: {output[-1000:]}")
+    if "devices: " in output and before and f"restored step {before} of " not in output:
+        wrong.append(f"step {before} was not restored")
+    return wrong
+
+
+def differences(run: pathlib.Path, reference: pathlib.Path) -> list[str]:
+    """What of the parameters, metrics and TensorBoard points of two work directories is not equal, bit for bit."""
+    wrong = []
+    for which in ("newest", "best"):
+        new, old = (load_params(directory / "mosaic", which) for directory in (run, reference))
+        if bits(new) != bits(old):
+            wrong.append(f"the {which} parameters differ")
+
+    def recorded(directory: pathlib.Path) -> list[dict[str, Any]]:
+        kept = [record for record in read_metrics(directory / "mosaic") if record["kind"] != "time"]
+        return [{k: v for k, v in record.items() if k not in ("time", "seconds")} for record in kept]
+
+    if recorded(run) != recorded(reference):
+        wrong.append("the records of metrics.jsonl differ")
+
+    def shown(directory: pathlib.Path) -> Points:
+        points = read_points(directory / "mosaic" / "tensorboard")
+        return {tag: line for tag, line in points.items() if not tag.endswith("/seconds")}
+
+    if shown(run) != shown(reference):
+        wrong.append("TensorBoard's points differ")
+    if half_written(run):
+        wrong.append("a half-written checkpoint is left")
+    return wrong
+
+
 def records_reach(run: pathlib.Path, step: int) -> bool:
+    """Whether metrics.jsonl has the steps 1 to ``step`` once each, in order."""
     steps = [record["step"] for record in read_metrics(run) if record["kind"] == "train"]
     return steps[:step] == list(range(1, step + 1)) and len(set(steps)) == len(steps)
 
 
 def wait(process: subprocess.Popen, seconds: float) -> None:
+    """Waits until the process ends, at most so long."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
 
 def kill_group(process: subprocess.Popen) -> None:
+    """Kills the process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
@@ -58,7 +125,7 @@ def kill_one_of_two(process: subprocess.Popen, number: int) -> None:
 
 
 def ends_within(group: int, seconds: float) -> bool:
-    """Whether the last process of a group ends."""
+    """Whether the last process of a group ends in so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -89,7 +156,7 @@ DAMAGE: dict[str, Callable[[pathlib.Path], object]] = {
     "parameters empty": lambda step: os.truncate(_largest(step / "params"), 0),
     "a bit of the optimizer's state": lambda step: _flip(_largest(step / "optimizer")),
     "a file missing": lambda step: _largest(step / "optimizer").unlink(),
-    "the place in the data missing": lambda step: shutil.rmtree(step / "data"),
+    "the position in the data missing": lambda step: shutil.rmtree(step / "data"),
     "a bit of the config": lambda step: _flip(step / "meta" / "metadata"),
     "list of files missing": lambda step: (step / "files.json").unlink(),
     "list of files cut short": lambda step: os.truncate(step / "files.json", 100),

@@ -1,13 +1,13 @@
-"""Faults on real runs, one after the other: what is lost, whether the end is the same, what the user is told.
+"""Faults in real runs, one after the other: what is lost, whether the end is the same, what is printed.
 
     python -m benchmarks.faults --workdir=runs/faults [--kills=50] [--out=benchmarks/results/faults]
 
-Kills `babistories` at random moments and while it writes a checkpoint, and `prepare_text` while it works; spoils files
-of checkpoints; fills the disk; kills one process of two; feeds NaN. After each fault the same command goes on, and at
-the end parameters, metrics and TensorBoard points must be, bit for bit, those of a run that nothing disturbed. Prints a
-line a fault, and counts; --out takes these as JSON and Markdown. If it is stopped, the same command goes on with the
-phase that it was in. The disk that fills up is a small tmpfs, for which `unshare` needs root; where it may not, a limit
-on the size of files takes its place. 15 minutes on 2 CPU cores that have nothing else to do.
+Kills `babistories` at random moments and while it writes a checkpoint, and `prepare_text` while it works; damages files
+of checkpoints; fills the disk; kills one process of two; feeds NaN. After each fault the same command resumes the run,
+and at the end parameters, metrics and TensorBoard points must equal, bit for bit, those of an undisturbed run. Prints a
+line for each fault, then counts; --out names the files for the counts as JSON and Markdown. A campaign that is stopped
+resumes, by the same command, at the beginning of the phase that it was in. The disk that fills up is a small tmpfs, for
+which `unshare` needs root; without root, a limit on the size of files takes its place. 15 minutes on 2 idle CPU cores.
 """
 
 import json
@@ -27,13 +27,18 @@ from absl import flags
 from benchmarks import nan_batch
 from benchmarks.fault_tools import (
     DAMAGE,
-    bits,
+    ROOT,
+    STEPS,
+    differences,
     ends_within,
     half_written,
     kill_group,
     kill_one_of_two,
     newest,
+    output_faults,
+    prepare_command,
     records_reach,
+    train_command,
     wait,
 )
 from experiments import entry, results
@@ -41,29 +46,14 @@ from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned, markdown
-from mosaics_jax.training import load_params
 from mosaics_jax.training.checkpoint_files import steps_in
-from mosaics_jax.training.metrics import read_metrics
-from mosaics_jax.training.tensorboard import Points, read_points
 
 WORKDIR = flags.DEFINE_string("workdir", None, "directory for all runs; a campaign that was stopped goes on there")
-KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs in all, two processes aside", lower_bound=3)
-SEED = flags.DEFINE_integer("seed", 0, "of the moments at which something is done")
-OUT = flags.DEFINE_string("out", None, "file for the counts, less .json and .md")
+KILLS = flags.DEFINE_integer("kills", 50, "SIGKILLs in all, without those of one process of two", lower_bound=3)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the moments at which faults happen")
+OUT = flags.DEFINE_string("out", None, "file for the counts, without .json and .md")
 
 STATE = "campaign.json"
-STEPS = 300
-TRAIN = [
-    "--flagfile=experiments/flags/smoke.flags",
-    "--model=mosaic",
-    f"--steps={STEPS}",
-    "--checkpoint_every=15",
-    "--eval_every=60",
-    "--eval_tokens=512",
-    "--samples=0",
-    "--log_every=10",
-]
-ROOT = pathlib.Path(__file__).parents[1]
 RANDOM, WRITING, PREPARING = "SIGKILL, any moment", "SIGKILL, writing a checkpoint", "SIGKILL, preparing text"
 DAMAGED, FULL, PAIR, NAN = "newest checkpoint damaged", "disk full", "one process of two killed", "NaN batch"
 FILL = """
@@ -73,7 +63,7 @@ mount -t tmpfs -o size=$size none $disk || exit 99
 mount -o remount,size=1g $disk
 "$@" > $kept.second 2>&1; status=$?
 cp -r $disk $kept; exit $status
-"""  # in a mount namespace of its own, so that nothing is left mounted
+"""  # runs in a mount namespace of its own, which takes the mount with it
 
 
 def main(argv: list[str]) -> int:
@@ -95,35 +85,28 @@ def main(argv: list[str]) -> int:
     return campaign.report()
 
 
-def train_command(workdir: pathlib.Path, run: pathlib.Path) -> list[str]:
-    tokens = [f"--train_files={workdir / 'train'}", f"--eval_files={workdir / 'valid'}"]
-    return [sys.executable, "-m", "experiments.babistories", *TRAIN, *tokens, f"--workdir={run}"]
-
-
-def prepare_command(text: pathlib.Path, out: pathlib.Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "experiments.prepare_text", f"--input={text}", f"--out={out}", "--workers=2", *more]
-
-
 def say(text: str) -> None:
     print(text, flush=True)
 
 
 class Campaign:
-    """Runs, faults, and what was found."""
+    """The phases of a campaign, with its state in campaign.json."""
 
     def __init__(self, workdir: pathlib.Path, moments: random.Random):
         self._workdir, self._moments = workdir, moments
         state = json.loads((workdir / STATE).read_text()) if (workdir / STATE).exists() else {}
         self._done: list[str] = state.get("done", [])  # phases
         self._seconds: float = state.get("seconds", 0.0)
-        self._counts: dict[str, list[int]] = state.get("counts", {})  # fault -> how often, how often all was well
+        self._counts: dict[str, list[int]] = state.get(
+            "counts", {}
+        )  # fault -> how often it happened, how often without a complaint
         self._complaints: list[str] = state.get("complaints", [])
-        self._lengths: dict[str, float] = state.get("lengths", {})  # seconds of what nothing disturbs
+        self._lengths: dict[str, float] = state.get("lengths", {})  # seconds of undisturbed runs
         self._means = "tmpfs" if self._can_mount() else "limit on file sizes"
         self._reference = workdir / "undisturbed"
 
     def phase(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Calls ``work``, unless the campaign did so before it was stopped, and notes that it is done."""
+        """Calls ``work``, unless the campaign did so before it was stopped, and records that it is done."""
         if work.__name__ in self._done:
             return
         began = time.monotonic()
@@ -161,15 +144,15 @@ class Campaign:
             )
 
     def _output(self) -> str:
-        """Of the process that was started last."""
+        """The output of the process that was started last."""
         return (self._workdir / "faults.log").read_text(errors="replace")
 
     def _end(self, command: Sequence[str], compiled: bool = True) -> tuple[int, str]:
-        """Runs to the end: the exit status and the output."""
+        """Runs a command to its end: the exit status and the output."""
         return self._start(command, compiled).wait(600), self._output()
 
     def _undisturbed(self, command: Sequence[str]) -> float:
-        """Seconds that it took."""
+        """Seconds of a command that must succeed."""
         began = time.monotonic()
         status, output = self._end(command)
         if status:
@@ -195,49 +178,15 @@ class Campaign:
         say(f"{fault} {count[0]}: {what}: {'; '.join(complaints) or 'as it should be'}")
 
     def _finish(self, run: pathlib.Path) -> list[str]:
-        """Runs the same command to its end: what of it differs from the undisturbed run."""
+        """Runs the same command to its end: what differs from the undisturbed run."""
         before = newest(run)
         status, output = self._end(train_command(self._workdir, run))
-        return [*self._told(output, before, status, expected=0), *self._differences(run, self._reference)]
-
-    def _told(self, output: str, before: int, status: int, expected: int) -> list[str]:
-        wrong = [] if status == expected else [f"exit status {status} instead of {expected}: {output[-300:]}"]
-        if "Traceback" in output:
-            wrong.append(f"a traceback: {output[-1000:]}")
-        if "devices: " in output and before and f"restored step {before} of " not in output:
-            wrong.append(f"step {before} was not restored")
-        return wrong
-
-    def _differences(self, run: pathlib.Path, reference: pathlib.Path) -> list[str]:
-        wrong = []
-        new, old = (load_params(directory / "mosaic") for directory in (run, reference))
-        if bits(new) != bits(old):
-            wrong.append("the parameters differ")
-        best, old_best = (load_params(directory / "mosaic", "best") for directory in (run, reference))
-        if bits(best) != bits(old_best):
-            wrong.append("the best parameters differ")
-
-        def recorded(directory: pathlib.Path) -> list[dict[str, Any]]:
-            kept = [record for record in read_metrics(directory / "mosaic") if record["kind"] != "time"]
-            return [{k: v for k, v in record.items() if k not in ("time", "seconds")} for record in kept]
-
-        if recorded(run) != recorded(reference):
-            wrong.append("the records of metrics.jsonl differ")
-
-        def shown(directory: pathlib.Path) -> Points:
-            points = read_points(directory / "mosaic" / "tensorboard")
-            return {tag: line for tag, line in points.items() if not tag.endswith("/seconds")}
-
-        if shown(run) != shown(reference):
-            wrong.append("TensorBoard's points differ")
-        if half_written(run):
-            wrong.append("a half-written checkpoint is left")
-        return wrong
+        return [*output_faults(output, before, status, expected=0), *differences(run, self._reference)]
 
     # Faults.
 
     def kill_training(self, kills: int) -> None:
-        """At random moments, and when a checkpoint is being written, in turn; a finished run gives way to a new one."""
+        """Kills at random moments and while a checkpoint is written, in turn; after a finished run begins a new one."""
         number, killed, run = 0, 0, self._workdir / "killed-0"
         while killed < kills:
             before = newest(run)
@@ -248,13 +197,13 @@ class Campaign:
                 wait(process, self._moments.uniform(0, 0.9 * self._lengths["training"]))
             kill_group(process)
             status = process.wait()
-            if status == 0:  # it was quicker, and is finished
-                self._undone(run)
+            if status == 0:  # it finished before the kill
+                self._finish_and_note(run)
                 number += 1
                 run = self._workdir / f"killed-{number}"
                 continue
             killed += 1
-            wrong = self._told(self._output(), before, status, -signal.SIGKILL)
+            wrong = output_faults(self._output(), before, status, -signal.SIGKILL)
             after = newest(run)
             if after < before:
                 wrong.append(f"step {before} was saved, and {after} is the newest now")
@@ -264,14 +213,14 @@ class Campaign:
                 wrong.append(f"the records up to step {after} have a gap or a double")
             fault = WRITING if half_written(run) else RANDOM
             self._note(fault, f"went from step {before} to {after}", wrong)
-        self._undone(run)
+        self._finish_and_note(run)
 
-    def _undone(self, run: pathlib.Path) -> None:
+    def _finish_and_note(self, run: pathlib.Path) -> None:
         wrong = self._finish(run)
         self._note("run finished after kills", run.name, wrong)
 
     def _wait_for_writing(self, process: subprocess.Popen, run: pathlib.Path) -> None:
-        """Returns when a checkpoint, one of the next few, has begun to be written; or when the process has ended."""
+        """Returns when the writing of one of the next few checkpoints has begun, or the process has ended."""
         seen: set[str] = set()
         number = self._moments.randint(1, 4)
         while len(seen) < number and process.poll() is None:
@@ -287,9 +236,9 @@ class Campaign:
             moment = self._moments.uniform(0.1, 0.9) * self._lengths["preparing"]
             process = self._start(command)
             wait(process, moment)
-            process.kill()  # alone: its workers have to see that it is gone
+            process.kill()  # the process alone: its workers have to notice
             status = process.wait()
-            if status == 0:  # it was quicker than before
+            if status == 0:  # it finished before the kill
                 self._lengths["preparing"] = moment
                 shutil.rmtree(out)
                 continue
@@ -299,13 +248,13 @@ class Campaign:
                 wrong += self._unlike_prepared(out)
                 shutil.rmtree(out)
             if not ends_within(process.pid, 60):
-                wrong.append("workers outlive it")
+                wrong.append("workers outlive the process")
                 kill_group(process)
             self._note(PREPARING, f"after {moment:.1f} s", wrong)
         status, output = self._end(command)
-        wrong = self._told(output, 0, status, expected=0) or self._unlike_prepared(out)
+        wrong = output_faults(output, 0, status, expected=0) or self._unlike_prepared(out)
         if stale := list(self._workdir.glob(".prepared*")):
-            wrong.append(f"left: {stale}")
+            wrong.append(f"left over: {stale}")
         self._note("text prepared after kills", out.name, wrong)
 
     def _unlike_prepared(self, out: pathlib.Path) -> list[str]:
@@ -324,9 +273,9 @@ class Campaign:
             spoil(checkpoint)
             wrong = self._finish(run)
             if f"{STEPS} is damaged (" not in self._output():
-                wrong.append("the damage is not told")
+                wrong.append("the damage is not reported")
             if not (run / "mosaic" / "damaged" / str(STEPS)).exists():
-                wrong.append("what was damaged is gone")
+                wrong.append("the damaged checkpoint is gone")
             self._note(DAMAGED, name, wrong)
 
     def fill_the_disk(self) -> None:
@@ -348,16 +297,16 @@ class Campaign:
             )
 
     def _on_disk(self, run: pathlib.Path) -> list[str]:
-        return self._differences(run, self._reference)
+        return differences(run, self._reference)
 
     def _fill(
         self,
         what: str,
         size: int,
         command: Callable[[pathlib.Path, pathlib.Path], list[str]],
-        differences: Callable[[pathlib.Path], list[str]],
+        compare: Callable[[pathlib.Path], list[str]],
     ) -> None:
-        """Runs on a disk of so many bytes, which must end with one line; then, when there is room, to the end."""
+        """Runs on a disk of ``size`` bytes, which must exit with one line; then, with room on the disk, to the end."""
         kept = self._workdir / f"full-{what.replace(' ', '-').replace(',', '')}"
         if self._means == "tmpfs":
             disk = self._workdir / "disk"
@@ -376,10 +325,10 @@ class Campaign:
             say(f"{FULL}: {what}: it was not full")
             return
         errors = [text for text in full.splitlines() if text.startswith("error: ")]
-        wrong = self._told(full, 0, first, expected=2)
+        wrong = output_faults(full, 0, first, expected=2)
         if len(errors) != 1 or not any(part in errors[0] for part in ("room", "space", "written", "write")):
-            wrong.append(f"told: {full[-1000:]}")
-        wrong += self._told(after, 0, status, expected=0) or differences(kept)
+            wrong.append(f"printed: {full[-1000:]}")
+        wrong += output_faults(after, 0, status, expected=0) or compare(kept)
         self._note(FULL, f"{what}: {errors[-1] if errors else ''}", wrong)
 
     def kill_one_of_two(self, kills: int) -> None:
@@ -402,9 +351,9 @@ class Campaign:
             victim = self._moments.randrange(2)
             kill_one_of_two(process, victim)
             status, output = process.wait(120), self._output()
-            if status == 0:  # it was quicker, and is finished
+            if status == 0:  # it finished before the kill
                 break
-            wrong = [] if f"process {victim} was ended by SIGKILL" in output else [f"told: {output[-1000:]}"]
+            wrong = [] if f"process {victim} was ended by SIGKILL" in output else [f"printed: {output[-1000:]}"]
             if status != 128 + signal.SIGKILL:
                 wrong.append(f"exit status {status}")
             after = newest(run)
@@ -413,7 +362,7 @@ class Campaign:
             self._note(PAIR, f"went from step {before} to {after}", wrong)
         before = newest(run)
         status, output = self._end(pair(run), compiled=False)
-        wrong = [*self._told(output, before, status, expected=0), *self._differences(run, reference)]
+        wrong = [*output_faults(output, before, status, expected=0), *differences(run, reference)]
         self._note("pair finished after kills", run.name, wrong)
 
     def feed_nan(self) -> None:
@@ -431,14 +380,14 @@ class Campaign:
         for complaint in self._complaints:
             say(complaint)
         if OUT.value:
-            found = {
+            counts = {
                 "machine": {**machine, "date": time.strftime("%Y-%m-%d")},
                 "seconds": round(self._seconds),
                 "disk full by": self._means,
                 "faults": {name: {"times": n[0], "as it should be": n[1]} for name, n in self._counts.items()},
                 "complaints": self._complaints,
             }
-            staging.write_file(f"{OUT.value}.json", (json.dumps(found, indent=1) + "\n").encode())
+            staging.write_file(f"{OUT.value}.json", (json.dumps(counts, indent=1) + "\n").encode())
             staging.write_file(f"{OUT.value}.md", f"{markdown(rows)}\n{summary}.\n".encode())
         return 1 if self._complaints else 0
 

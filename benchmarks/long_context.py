@@ -2,9 +2,9 @@
 
     python -m benchmarks.long_context [--lengths=512,1024,2048,4096,8192,16384] [--out=long_context.json]
 
-Each length has a process of its own. Below the table stand the straight line through the peaks (MiB at length 0, MiB a
-position), and for each length the time over that of its model FLOPs at the first length's rate: 1 says that time grows
-as the FLOPs do.
+Each length has a process of its own. Two lines follow the table: a straight line fitted to the peaks (MiB at length 0,
+MiB a position), and for each length its time over the time that its model FLOPs would take at the first length's rate:
+1 means that time grows in proportion to FLOPs.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A batch of NaN in a run of the three-moons network: the run that stops for it, and the run that skips it."""
+"""A NaN batch in training of a three-moons network: one run stops at it, another skips it."""
 
 import contextlib
 import dataclasses
@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from benchmarks.fault_tools import bits
-from experiments.moons import MOON_OPTIMIZER, moon_network
 from mosaics_jax.data.moons import MoonsConfig
-from mosaics_jax.models.moons import MoonMosaicConfig
+from mosaics_jax.models.moons import MoonMosaic, MoonMosaicConfig
+from mosaics_jax.tasks.moons import MOON_OPTIMIZER, CopiesConfig, make_task, network_name
 from mosaics_jax.training import Diverged, LoopConfig, OptimizerConfig, TrainResult, train
 from mosaics_jax.training.checkpoint_files import damage, steps_in
 from mosaics_jax.training.metrics import read_metrics
@@ -25,7 +25,7 @@ OPTIMIZER = OptimizerConfig(**MOON_OPTIMIZER)
 
 
 class Spoilt:
-    """A dataset whose batch ``SPOILT`` (from 1) is NaN, however its iterator comes to it."""
+    """A dataset whose batch number SPOILT, counted from 1, is NaN, also after a resume."""
 
     def __init__(self, dataset: Any):
         self._dataset = dataset
@@ -49,7 +49,7 @@ class _SpoiltIterator:
 
 
 def run(workdir: pathlib.Path, spoilt: bool, skip_spikes: float = 0.0) -> TrainResult:
-    task = moon_network(MoonMosaicConfig(heads=3), MOONS, 1, seed=0).task
+    task = make_task(network_name(3), MoonMosaic(MoonMosaicConfig(heads=3)), MOONS, CopiesConfig(), seed=0)
     if spoilt:
         task = dataclasses.replace(task, train_data=Spoilt(task.train_data))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -57,7 +57,7 @@ def run(workdir: pathlib.Path, spoilt: bool, skip_spikes: float = 0.0) -> TrainR
 
 
 def cases(workdir: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
-    """What was done, and what was not as it should be."""
+    """What was tried, and a list of what went wrong."""
     undisturbed = run(workdir / "undisturbed", spoilt=False)
     wrong = []
     message = ""
@@ -67,12 +67,12 @@ def cases(workdir: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
     except Diverged as stop:
         message = str(stop)
     if f"loss is nan at step {SPOILT}" not in message:
-        wrong.append(f"told: {message}")
+        wrong.append(f"printed: {message}")
     checkpoints = workdir / "stopped" / "checkpoints"
     if steps_in(checkpoints)[0] != SPOILT // 5 * 5 or damage(checkpoints / str(steps_in(checkpoints)[0])):
         wrong.append("the last good checkpoint is not there")
     if bits(run(workdir / "stopped", spoilt=False).params) != bits(undisturbed.params):
-        wrong.append("with the batch mended, the run ends otherwise")
+        wrong.append("resumed with a good batch, the run ends otherwise")
     yield f"stopped: {message}", wrong
 
     skipping = run(workdir / "skipped", spoilt=True, skip_spikes=100.0)

@@ -1,9 +1,9 @@
-"""Plans of training steps on chips that are not here: the table in benchmarks/results/plan.md.
+"""Plans of training steps for chips that are not here: makes the table in benchmarks/results/plan.md.
 
     python -m benchmarks.plan [--only=12,1500m] [--out=benchmarks/results]
 
-Each plan is `experiments.plan` with a flagfile experiments/flags/plan_NAME.flags, in a process of its own: minutes on a
-CPU core. Its numbers are kept beside the table, which is made anew from all that are there.
+Each plan is `experiments.plan` with the flagfile experiments/flags/plan_NAME.flags, in a process of its own: minutes on
+a CPU core. The numbers of each are kept beside the table, which is rebuilt from all that are there.
 """
 
 import json
@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
         done = subprocess.run([*command, f"--json={out / 'plan' / name}.json"], cwd=ROOT)
         if done.returncode:
             raise UserError(f"the plan of {name} failed, with status {done.returncode}")
-    found = {name: out / "plan" / f"{name}.json" for name in NAMES}
-    plans = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+    paths = {name: out / "plan" / f"{name}.json" for name in NAMES}
+    plans = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     staging.write_file(out / "plan.md", table(plans).encode())
     print(table(plans))
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each behind a layer normalisation and added to its input."""
+    """Attention and a feed-forward layer, each after a layer normalisation, with residual connections."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -32,7 +32,7 @@ class GPT2(nn.Module):
         self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout) for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd, bias=False)
         self.dropout = nn.Dropout(dropout)
-        # As GPT-2 begins: with wider embeddings, torch's own, gradients are denormal numbers, which take CPUs long.
+        # GPT-2's initial values. Torch's own, wider embeddings make gradients denormal numbers, which are slow on CPUs.
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)

@@ -5,8 +5,9 @@
 
 A step is forward, backward and AdamW on random tokens, all in float32 on CPU and bfloat16 elsewhere (`--dtype`).
 `small`: 4 blocks, 256 wide, V 8192, batches of 16 x 256; `published`: 12 blocks, 768 wide, V 50304, 2 x 512 on CPU and
-32 x 512 elsewhere. Each model has a process of its own, whose peak memory is told; medians of 5 after 2. Share: model
-FLOPs over time, by the rate of a lone 1024 x 768 x 3072 matmul of the same library, measured in the same process.
+32 x 512 elsewhere. Each model has a process of its own, whose peak memory is reported; times are medians of 5 runs
+after 2. Share: model FLOPs a second, over the rate of a lone 1024 x 768 x 3072 matmul of the same library in the same
+process.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ from absl import flags
 from benchmarks.common import REPEATS, SIZES, build, in_its_own_process, report, spread, timed
 from experiments import entry
 from mosaics_jax.errors import UserError
-from mosaics_jax.models import LanguageModel
-from mosaics_jax.models.language_model import REMAT_POLICIES
+from mosaics_jax.models.language_model import REMAT_POLICIES, LanguageModel
+from mosaics_jax.ops import STRICT
 from mosaics_jax.ops.retrieval import quickest_form
-from mosaics_jax.shapes import Array, Params
+from mosaics_jax.tasks.next_token import init_function, next_token_loss
 from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.progress import say
@@ -34,8 +35,8 @@ BATCHES = {("small", "cpu"): (16, 256), ("published", "cpu"): (2, 512)}
 ELSEWHERE = {"small": (16, 256), "published": (32, 512)}
 MATMUL = (1024, 768, 3072)
 
-SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "of the models")
-MODELS = flags.DEFINE_list("models", ["mosaic", "gpt2"], "what is measured of ours")
+SIZE = flags.DEFINE_enum("size", "small", list(SIZES), "size of the models")
+MODELS = flags.DEFINE_list("models", ["mosaic", "gpt2"], "which of our models are measured")
 VARIANT = flags.DEFINE_enum("variant", "library", ["library", "nano"], "which of the authors' two mosaics")
 PEER = flags.DEFINE_enum("peer", "", ["", "torch"], "what else is measured: a GPT-2 in PyTorch (pip install torch)")
 DROPOUT = flags.DEFINE_float("dropout", 0.05, "of embeddings, weights of retrieval and attention, and outputs")
@@ -47,7 +48,7 @@ REMAT = flags.DEFINE_enum("remat", "none", ["none", *REMAT_POLICIES], "what back
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model and how it is trained; the options that are empty are filled in where the device is known."""
+    """One model and how it is trained; empty options get their values where the device is known."""
 
     model: str
     size: str
@@ -104,7 +105,7 @@ def ours(case: Case) -> dict[str, Any]:
         trainer = make_trainer(task, OptimizerConfig(), 1000, 0, mesh)
         state = trainer.init()
         tokens = np.random.default_rng(0).integers(config.vocab_size, size=(batch, time + 1), dtype=np.int32)
-        data = put_batch({"tokens": tokens}, mesh)
+        data = put_batch({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, mesh)
 
         def step() -> None:
             nonlocal state
@@ -118,26 +119,18 @@ def ours(case: Case) -> dict[str, Any]:
     peak = jax.local_devices()[0].memory_stats() or {}
     rate = matmul_rate(lambda: multiply(*factors).block_until_ready(), case.repeats)
     head = jax.ShapeDtypeStruct((batch, time, config.n_head, config.n_embd // config.n_head), dtype)
-    found = figures(case.size, params, batch, time, seconds, rate)
+    measured = figures(case.size, params, batch, time, seconds, rate)
     if "peak_bytes_in_use" in peak:
-        found["device_peak_mib"] = round(peak["peak_bytes_in_use"] / 2**20)
-    return {**found, "dtype": dtype, "retrieval": quickest_form(head, case.dropout).value}
+        measured["device_peak_mib"] = round(peak["peak_bytes_in_use"] / 2**20)
+    return {**measured, "dtype": dtype, "retrieval": quickest_form(head, case.dropout, STRICT).value}
 
 
 def training_task(model: LanguageModel, batch: int, time: int) -> Task:
-    """Next-token prediction on batches ``tokens``, (B, T + 1) int32, that whoever takes a step brings."""
-
-    def loss(params: Params, data: Any, key: Array) -> tuple[Array, dict[str, Array]]:
-        tokens = data["tokens"]
-        mean, _ = model.apply(
-            {"params": params}, tokens[:, :-1], tokens[:, 1:], True, rngs={"dropout": key}, method="loss"
-        )
-        return mean, {}
-
+    """Next-token prediction without data: the caller of the step brings batches of ``inputs`` and ``targets``."""
     return Task(
         name="benchmark",
-        init=lambda key: model.init(key, jnp.zeros((1, time), jnp.int32))["params"],
-        loss=loss,
+        init=init_function(model, time),
+        loss=next_token_loss(model),
         train_data=[],
         config={},
         tokens_per_step=batch * time,
@@ -180,19 +173,19 @@ def torch_gpt2(case: Case) -> dict[str, Any]:
             torch.cuda.synchronize()
 
     rate = matmul_rate(multiply, case.repeats)
-    found = figures(case.size, sum(p.numel() for p in model.parameters()), batch, time, seconds, rate)
+    measured = figures(case.size, sum(p.numel() for p in model.parameters()), batch, time, seconds, rate)
     if device == "cuda":
-        found["device_peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return {**found, "dtype": dtype, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        measured["device_peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return {**measured, "dtype": dtype, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def matmul_rate(multiply: Any, repeats: int) -> float:
-    """FLOPs a second of the lone product, from the median of ten times as many runs."""
+    """FLOPs a second of the lone matmul, from the median over ten times as many runs."""
     return 2 * float(np.prod(MATMUL)) / spread(timed(multiply, 10 * repeats))["median_s"]
 
 
 def figures(size: str, params: int, batch: int, time: int, seconds: list[float], rate: float) -> dict[str, Any]:
-    """What is told of a model. Its FLOPs: 6 for each parameter and token, 6 T C a token and layer for retrieval."""
+    """The figures of a model. Its FLOPs: 6 for each parameter and token, 6 T C a token and layer for retrieval."""
     width, layers = SIZES[size]["n_embd"], SIZES[size]["n_layer"]
     flops = 6 * batch * time * (params + layers * time * width)
     timing = spread(seconds)

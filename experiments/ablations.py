@@ -1,29 +1,31 @@
-"""What each part of a mosaic is good for, on RegBench and on MQAR; what a short convolution does for its rivals.
+"""What each part of a mosaic contributes on RegBench and MQAR, and what a short convolution does for its rivals.
 
     python -m experiments.ablations --workdir=runs/ablations --seeds=0,1
 
-One run a variant, benchmark and seed, all with the settings of `--regbench_base` (by default the published recipe for
-100 automata: 2 layers) and `--mqar_base`. A command that was stopped or killed goes on where it was; more variants or
-seeds may follow in the same directory. WORKDIR/results.md holds the table: means over seeds, on held-out data, and the
-seconds of a run. `--norun` makes it from what is there.
+There is one run for each variant, benchmark and seed, with the settings of `--regbench_base` (by default the published
+recipe for 100 automata: 2 layers) or `--mqar_base`. A command that was stopped or killed goes on where it was; more
+variants or seeds may follow in the same directory. WORKDIR/results.md holds the table: means over seeds, on held-out
+data, and the seconds of a run. `--norun` makes it from the results that are there.
 
 A feed-forward layer has 8 C^2 weights, a persistent memory 2 C^2 + 2 C M: as many with M = 3 C slots, which is the
-memory to compare it with.
+memory to compare the layer with.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from experiments import entry
-from experiments.sweeps.grid import Job, make_jobs, read_base, run_jobs
-from experiments.sweeps.summaries import SUMMARIES, describe_machine
+from experiments.sweeps.grid import Job, make_jobs, read_base
+from experiments.sweeps.runner import run_jobs
+from experiments.sweeps.summaries import SUMMARIES
+from experiments.sweeps.variants import table_of_variants
+from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned, markdown
-from mosaics_jax.runtime.workdir import check_workdir, locked
+from mosaics_jax.runtime.workdir import locked
 from mosaics_jax.training.progress import say
 
 VARIANTS = {
@@ -43,7 +45,6 @@ VARIANTS = {
     "mamba without convolution": "model=mamba; mamba_convolution=0",
 }
 
-WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; the same command goes on from there")
 BENCHMARKS = flags.DEFINE_list("benchmarks", list(SUMMARIES), f"what is run on: {', '.join(SUMMARIES)}")
 CHOSEN = flags.DEFINE_list("variants", list(VARIANTS), f"what is run, and in the table: {', '.join(VARIANTS)}")
 SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of initialisation and dropout: a run for each")
@@ -57,16 +58,15 @@ BASES = {
 }
 AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time, each on its share of the CPU's cores", lower_bound=1)
 RUN = flags.DEFINE_bool("run", True, "make the runs; --norun only makes the table of what is there")
+define_workdir_flag()
 
 
 def main(argv: list[str]) -> int:
-    if not WORKDIR.value:
-        raise UserError("--workdir is needed: a directory for all runs")
-    workdir = check_workdir(WORKDIR.value)
+    workdir = workdir_from_flags()
     check_names("benchmarks", BENCHMARKS.value, list(SUMMARIES))
     check_names("variants", CHOSEN.value, list(VARIANTS))
     jobs = {benchmark: jobs_of(benchmark, workdir / benchmark) for benchmark in BENCHMARKS.value}
-    table(jobs)  # so that results of other settings are told before anything is run
+    table_of_variants(jobs)  # refuses results of other settings before anything is run
     failed: list[str] = []
     if RUN.value:
         with locked(workdir):
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
                 every = [job for of_variant in variants.values() for job in of_variant]
                 describe = SUMMARIES[benchmark].describe
                 failed += run_jobs(every, arguments, AT_ONCE.value, describe, workdir / "cache" / "jax")
-    rows = table(jobs)
+    rows = table_of_variants(jobs)
     if not any(any(cells) for _, *cells in rows[1:]) and not failed:
         raise UserError(f"{workdir} holds no results of {' or '.join(jobs)}")
     staging.write_file(workdir / "results.md", markdown(rows).encode())
@@ -87,14 +87,14 @@ def main(argv: list[str]) -> int:
 
 
 def check_names(flag: str, given: Sequence[str], known: Sequence[str]) -> None:
-    """Raises UserError unless every name that was given is known, and there is one."""
+    """Raises UserError unless there are given names and all are known."""
     unknown = [name for name in given if name not in known]
     if unknown or not given:
         raise UserError(f"--{flag}={','.join(given)}: choose from {', '.join(known)}")
 
 
 def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
-    """The runs of each chosen variant on a benchmark, one a seed. Raises UserError on a base that cannot be used."""
+    """The runs of each chosen variant on a benchmark, one for each seed. Raises UserError on a base without a width."""
     flag, path = BASES[benchmark].name, BASES[benchmark].value
     base = read_base(path, flag)
     try:
@@ -106,33 +106,6 @@ def jobs_of(benchmark: str, workdir: Path) -> dict[str, list[Job]]:
             benchmark, [f"{VARIANTS[variant]}; seed={','.join(SEEDS.value)}".format(slots=slots)], base, workdir
         )
         for variant in CHOSEN.value
-    }
-
-
-def table(jobs: dict[str, dict[str, list[Job]]]) -> list[tuple[str, ...]]:
-    """A row for each variant: on each benchmark its parameters, scores, seconds and machine, empty without a result."""
-    rows = [("variant", *(f"{benchmark} {title}" for benchmark in jobs for title in cells_of(benchmark, [])))]
-    for variant in CHOSEN.value:
-        found = {
-            benchmark: [result for job in variants[variant] if (result := job.finished())]
-            for benchmark, variants in jobs.items()
-        }
-        rows.append((variant, *(text for item in found.items() for text in cells_of(*item).values())))
-    return rows
-
-
-def cells_of(benchmark: str, found: list[dict[str, Any]]) -> dict[str, str]:
-    """What a table says of the results of one variant: its columns, and their texts."""
-
-    def mean(name: str) -> float:
-        return sum(result[name] for result in found) / len(found)
-
-    scores = {title: name for name, title in SUMMARIES[benchmark].scores.items() if "validation" not in name}
-    return {
-        "parameters": f"{found[0]['params']:,}" if found else "",
-        **{title: f"{mean(name):.3f}" if found else "" for title, name in scores.items()},
-        "seconds": f"{mean('seconds'):,.0f}" if found else "",
-        "machine": "; ".join(dict.fromkeys(describe_machine(result["machine"]) for result in found)),
     }
 
 

@@ -1,13 +1,13 @@
-"""Turns text into token files, once, so that training starts at once and every run reads the same tokens.
+"""Tokenizes text once, so that training starts without delay and every run reads the same tokens.
 
-Commands, to be run where the downloaded text lies:
+Commands for the directory that holds the downloaded text:
 
     # BabiStories (the train and validation text of the Memory Mosaics repository), with the GPT-2 tokens of the papers;
     # gpt2_bpe holds GPT-2's published encoder.json and vocab.bpe
     python -m experiments.prepare_text --input='babistories/train*' --tokenizer=gpt2_bpe --out=data/babistories_train
     python -m experiments.prepare_text --input='babistories/val*' --tokenizer=gpt2_bpe --out=data/babistories_val
 
-    # TinyStories (roneneldan/TinyStories on Hugging Face), with a vocabulary of its own; validation text takes the
+    # TinyStories (roneneldan/TinyStories on Hugging Face), with a vocabulary of its own; validation text uses the
     # tokenizer of the training text
     python -m experiments.prepare_text --input=TinyStories-train.txt --vocab_size=4096 --out=data/tinystories_train
     python -m experiments.prepare_text --input=TinyStories-valid.txt --tokenizer=data/tinystories_train \\
@@ -45,10 +45,10 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace token files that are 
 def main(argv: list[str]) -> None:
     if not INPUT.value or not OUT.value:
         raise UserError("both --input and --out are needed; see --help")
-    # Before a tokenizer is trained in vain:
+    # Files and target are checked before minutes go into training a tokenizer.
     files = matched_files(INPUT.value)
-    tokenizer: Tokenizer
     check_target(OUT.value, OVERWRITE.value)
+    tokenizer: Tokenizer
     if TOKENIZER.value == "sentencepiece":
         print(f"training a SentencePiece tokenizer of {VOCAB_SIZE.value} ids", flush=True)
         tokenizer = train_sentencepiece(read_documents(files), VOCAB_SIZE.value)

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one experiment, and the tables and figures that are made of their results."""
+"""Sweeps: grids of runs, their processes, and tables and figures of their results."""

@@ -1,4 +1,4 @@
-"""Runs an entry point that ends when the process that started it does, however that ended.
+"""Runs an experiment until it ends, or until the process that started it ends, however that happens.
 
 python -m experiments.sweeps.child NAME FLAGS          # standard input: a pipe that the starting process holds open
 """
@@ -17,9 +17,9 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):  # a killed parent cannot tell, but its end of the pipe is closed
+    while os.read(0, 1):  # returns nothing once the parent's end of the pipe is closed, by a kill too
         pass
-    os.kill(os.getpid(), signal.SIGTERM)  # which saves, and stops
+    os.kill(os.getpid(), signal.SIGTERM)  # training saves, and stops
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import put_batch
 
 
-def loss_evaluator(model: LanguageModel, batches: Iterable[Batch]) -> Callable[[Params], dict[str, float]]:
-    """A function of parameters that gives {"loss": mean nats a token, "perplexity": its exponential} over ``batches``.
+def loss_evaluator(model: LanguageModel) -> Callable[[Params, Iterable[Batch]], dict[str, float]]:
+    """``evaluate(params, batches) -> {"loss": mean nats a token, "perplexity": its exponential}``, without dropout.
 
-    Each valid target weighs the same, whatever batch it is in. Dropout is off. Compiles once.
+    Each target that is not IGNORED weighs the same, whatever batch holds it. The evaluator runs under the mesh that is
+    set, and compiles once for each shape of a batch.
     """
 
     @jax.jit
@@ -23,7 +24,7 @@ def loss_evaluator(model: LanguageModel, batches: Iterable[Batch]) -> Callable[[
             {"params": params}, batch["inputs"], batch["targets"], method="loss"
         )
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(params: Params, batches: Iterable[Batch]) -> dict[str, float]:
         mesh = jax.sharding.get_mesh()
         losses = [batch_loss(params, put_batch(batch, mesh)) for batch in batches]
         total = sum(float(mean) * int(count) for mean, count in losses)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mosaics_jax.evaluation.device_means import mean_over_devices
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure_disentanglement
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
 from mosaics_jax.ops.linear_keys import ahead, divide, past_sums
 from mosaics_jax.ops.weights import UNSEEN, Sums, add_sums
 from mosaics_jax.shapes import Array, Params
-from mosaics_jax.training.mesh import mean_over_devices
 
 STEPS = 25  # generated points that an error is averaged over
 

@@ -1,7 +1,7 @@
 """The device mesh: how it is asked for, and how batches and parameters are put on it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -111,27 +111,6 @@ def check_rows(rows: int, mesh: Mesh, micro_batches: int = 1) -> None:
             f"a batch of {rows} does not divide into {parts} equal parts "
             f"(mesh data x fsdp = {batch_shards(mesh)}, accumulate = {micro_batches}): choose a multiple of {parts}"
         )
-
-
-def mean_over_devices(function: Callable[[Params, Any], Any]) -> Callable[[Params, Any], Any]:
-    """``function(params, batch)``, a tree of means over the rows of a batch, where each device takes its own rows.
-
-    For functions that go through the rows one after the other, a loop that XLA would not split. The mesh is the one
-    that is set; without one, or if the rows do not divide, it is the function itself.
-    """
-
-    def on_device(params: Params, batch: Any) -> Any:
-        return jax.lax.pmean(function(params, batch), BATCH_AXES)
-
-    def mean(params: Params, batch: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or len(jax.tree.leaves(batch)[0]) % math.prod(mesh.shape[name] for name in BATCH_AXES):
-            return function(params, batch)
-        everywhere, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
-        split = jax.shard_map(on_device, in_specs=(everywhere, rows), out_specs=everywhere, check_vma=False)
-        return split(params, batch)
-
-    return mean
 
 
 def shardings_of(boxed: Params, mesh: Mesh) -> Any:

@@ -18,7 +18,7 @@ def test_every_token_weighs_the_same():
     params = nn.meta.unbox(model.init(jax.random.key(0), tokens[None, :5].astype(np.int32)))["params"]
     context = 7
     with jax.set_mesh(make_mesh("data:-1")):
-        found = loss_evaluator(model, evaluation_windows(tokens, context, batch_size=4))(params)
+        found = loss_evaluator(model)(params, evaluation_windows(tokens, context, batch_size=4))
     total = 0.0
     for start in range(0, 99, context):  # window by window, the last one short
         window = tokens[start : start + context + 1].astype(np.int32)

@@ -22,10 +22,17 @@ def environment() -> dict[str, str]:
 
 
 def run(entry: str, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return run_in(ROOT, entry, *arguments, stdin=stdin)
+
+
+def run_in(
+    directory: pathlib.Path, entry: str, *arguments: object, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `run`, in a working directory that is not the repository's."""
     return subprocess.run(
         command(entry, *arguments),
-        cwd=ROOT,
-        env=environment(),
+        cwd=directory,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
         input=stdin,
         capture_output=True,
         text=True,
@@ -34,7 +41,7 @@ def run(entry: str, *arguments: object, stdin: str | None = None) -> subprocess.
 
 
 def refused(entry: str, *arguments: object) -> str:
-    """The one line that a refused command prints; it must be one line, and no traceback."""
+    """The one error line that a refused command prints; fails if it prints several, or a traceback."""
     done = run(entry, *arguments)
     assert done.returncode == 2, (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr + done.stdout

@@ -1,4 +1,4 @@
-"""The table of ablations from the command line: its runs, its rows, and that every variant is a model."""
+"""Ablations from the command line: their runs and the rows of their table; every variant is a model of its own."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ import json
 
 from experiments.ablations import VARIANTS
 from experiments.sweeps.grid import parse_grid
-from mosaics_jax.models.zoo import SEQUENCE_MODELS
+from mosaics_jax.models.registry import MODELS
 
 def typed(text):
     try:
@@ -23,7 +23,7 @@ def typed(text):
 seen = []
 for name, grid in VARIANTS.items():
     (settings,) = parse_grid(grid.format(slots=384))
-    config_class, _ = SEQUENCE_MODELS[settings["model"]]
+    config_class, _ = MODELS[settings["model"]]
     fields = {field: typed(value) for field, value in settings.items() if field != "model"}
     config = config_class(**fields)
     assert all(type(value) is type(getattr(config_class, field)) for field, value in fields.items()), name

@@ -12,6 +12,7 @@ import pytest
 from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.data.token_files import prepare
 from mosaics_jax.data.tokenizers import train_sentencepiece
+from mosaics_jax.models.registry import MODELS
 from mosaics_jax.training import load_config, load_params
 from mosaics_jax.training.metrics import read_metrics
 from tests.experiments.entries import ROOT, SMOKE, command, environment, refused, run
@@ -19,7 +20,7 @@ from tests.experiments.entries import ROOT, SMOKE, command, environment, refused
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Training and evaluation text, as flags; and a directory with tokens of them."""
+    """A directory with training and evaluation text."""
     directory = tmp_path_factory.mktemp("text")
     for name, seed, count in (("train", 1, 120), ("valid", 2, 12)):
         write_corpus(directory / f"{name}.txt", seed, count)
@@ -43,7 +44,13 @@ def test_results_curves_and_stories(finished):
     results = json.loads((workdir / "results.json").read_text())
     assert list(results) == ["mosaic", "gpt2"]
     for name, result in results.items():
-        assert set(result) == {"params", "train_loss", "val_loss", "steps", "tokens_per_s"}
+        measured = {"params", "train_loss", "val_loss", "steps", "tokens_per_s"}
+        assert set(result) == measured | {"model_config", "data_config", "optimizer_config", "loop_config"}
+        config = MODELS[name][0](**result["model_config"])
+        assert (config.n_embd, config.vocab_size) == (32, 512)
+        assert result["data_config"]["text"]["context_length"] == 64
+        assert result["data_config"]["corpus"]["tokenizer"]
+        assert (result["optimizer_config"]["warmup_steps"], result["loop_config"]["steps"]) == (2, 6)
         assert result["steps"] == 6
         assert result["params"] == sum(leaf.size for leaf in jax.tree.leaves(load_params(workdir / name)))
         assert f"{result['val_loss']:.4f}" in done.stdout
@@ -60,7 +67,10 @@ def test_results_curves_and_stories(finished):
 def test_parameters_come_back_from_the_directory_of_both_models(finished):
     workdir, _ = finished
     np.testing.assert_array_equal(load_params(workdir)["embedding"], load_params(workdir / "mosaic")["embedding"])
-    assert load_config(workdir)["task"]["model"] == "mosaic"
+    task = load_config(workdir)["task"]
+    assert task["model"]["name"] == "mosaic"
+    assert task["model"]["n_embd"] == 32
+    assert set(task["data"]) == {"text", "corpus"}
 
 
 def test_a_finished_run_called_again_returns_its_results_and_changes_nothing(finished, text):
@@ -138,7 +148,8 @@ CASES = {
         "60000",
     ),
     "heads that do not divide": (["--n_head=5"], "n_embd=32 is not divisible by n_head=5"),
-    "an unknown model": (["--model=mamba"], "the models are mosaic, gpt2"),
+    "an unknown model": (["--model=mambo"], "model=mambo: the models are mosaic, gpt2 (or transformer)"),
+    "a model twice": (["--model=mosaic,mosaic"], "name each model once"),
     "a negative batch": (["--batch_size=-1"], "batch_size=-1 must be at least 1"),
     "a work directory that is a file": (["--workdir={text}/train.txt"], "is not a directory"),
     "an argument without a flag": (["train"], "unexpected argument 'train'"),
@@ -155,6 +166,19 @@ def test_bad_input_gets_one_line(case, text, tokens, tmp_path):
     line = refused("babistories", f"--flagfile={SMOKE}", f"--workdir={tmp_path / 'run'}", *given)
     assert expected in line
     assert not list(tmp_path.glob("run/*/checkpoints"))
+
+
+def test_any_model_of_the_registry_is_trained_and_evaluated(text, tmp_path):
+    models = ("--model=transformer,mamba", "--eval_tokens=256")
+    done = run("babistories", f"--flagfile={SMOKE}", f"--workdir={tmp_path}", *models, *files(text))
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["transformer", "mamba"]
+    assert "mamba_states" in results["mamba"]["model_config"]
+    assert all(4.0 < result["val_loss"] < 6.6 for result in results.values())
+    assert "mamba does not generate text: no samples" in done.stdout
+    assert "continued by transformer" in done.stdout
+    assert load_config(tmp_path / "transformer")["task"]["model"]["name"] == "transformer"
 
 
 def test_an_unknown_flag_is_named(tmp_path):

@@ -15,6 +15,8 @@ def test_a_line_for_each_kind_of_network(tmp_path):
     for row in results:
         assert row["share"] == sum(row["disentangled"]) / 2
         assert len(row["final_losses"]) == 2
+    assert results[-1]["model_config"] == {"moons": 3, "heads": 3, "sharpness": 50.0}
+    assert results[0]["data_config"]["moons"] == 2 and results[0]["loop_config"]["steps"] == 2
     assert " of 2 " in done.stdout.splitlines()[-1]
 
 

@@ -31,12 +31,16 @@ def finished(tmp_path_factory):
 
 def test_a_mosaic_learns_to_recall(finished):
     workdir, done = finished
-    found = json.loads((workdir / "results.json").read_text())
+    result = json.loads((workdir / "results.json").read_text())
     expected = {"model": "mosaic", "n_embd": 32, "num_pairs": 2, "context_length": 16, "num_train": 4000, "steps": 150}
-    assert found.items() >= expected.items()
-    assert found["accuracy"] > 0.9 and found["validation_accuracy"] > 0.9
-    assert found["accuracy"] * 48 == pytest.approx(round(found["accuracy"] * 48))  # of 24 sequences, 2 queries each
-    assert f"{found['accuracy']:.3f}" in done.stdout
+    assert result.items() >= expected.items()
+    assert (result["model_config"]["variant"], result["data_config"]["split"]["batch_size"]) == ("nano", 64)
+    # 10 % of the steps are warm-up; the learning rate ends at 0.
+    assert result["optimizer_config"].items() >= {"learning_rate": 0.01, "warmup_steps": 15}.items()
+    assert result["optimizer_config"]["min_learning_rate"] == 0.0
+    assert result["accuracy"] > 0.9 and result["validation_accuracy"] > 0.9
+    assert result["accuracy"] * 48 == pytest.approx(round(result["accuracy"] * 48))  # of 24 sequences, 2 queries each
+    assert f"{result['accuracy']:.3f}" in done.stdout
     first = next(record for record in read_metrics(workdir) if record["kind"] == "train")
     assert first["loss"] == pytest.approx(np.log(64), abs=0.4)  # the mean over queries, not over positions
 

@@ -1,4 +1,4 @@
-"""Plans for chips that are not here: compiled for them, refused in one line."""
+"""Plans for chips that are not here: steps compiled for them, and errors in one line."""
 
 import importlib.util
 import json

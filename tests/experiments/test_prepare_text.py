@@ -1,4 +1,4 @@
-"""The command as a user calls it, in a process of its own."""
+"""Text prepared from the command line, in a process of its own."""
 
 import os
 import subprocess

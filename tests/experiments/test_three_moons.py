@@ -28,6 +28,9 @@ def test_results_and_figures(finished):
     for name in ("one_head", "three_heads"):
         copies = results[name]["seeds"]
         assert len(copies) == 2
+        assert results[name]["model_config"]["heads"] == {"one_head": 1, "three_heads": 3}[name]
+        assert results[name]["data_config"]["context_length"] == 120
+        assert results[name]["optimizer_config"]["decay"] == "linear"
         assert copies[0]["final_loss"] != copies[1]["final_loss"]
         for copy in copies:
             assert 0 < copy["final_loss"] < 0.26
@@ -53,7 +56,7 @@ def test_the_same_command_again_gives_the_same_results(finished):
 
 
 def test_results_do_not_depend_on_the_number_of_devices(finished, tmp_path, monkeypatch):
-    """By default there are as many as cores, if they divide the batch of four."""
+    """By default there is a device for each core, if they divide the batch of four."""
     workdir, done = finished
     count = 2 if "devices: 4 x" in done.stdout else 4
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
@@ -90,6 +93,7 @@ def test_the_first_copy_does_not_depend_on_their_number(finished, tmp_path):
         (("--context_length=10000",), "longer than the signal"),
         (("--context_length=30",), "more than 35"),
         (("--heads=one",), "give numbers"),
+        (("--seeds=0",), "seeds=0 must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):

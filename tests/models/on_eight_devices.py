@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import optax
 
-from experiments.language import training_functions
 from mosaics_jax.models import GPT2, GPT2Config, MemoryMosaic, MosaicConfig
 from mosaics_jax.ops import blockwise
+from mosaics_jax.tasks.next_token import init_function, next_token_loss
 from mosaics_jax.training.mesh import make_mesh, put_batch
 from mosaics_jax.training.optimizer import OptimizerConfig
 from mosaics_jax.training.state import Task, make_trainer
@@ -107,7 +107,7 @@ def main(cache, which=""):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     blockwise.BLOCK = 16
     for name, model in MODELS.items():
-        init, loss = training_functions(model, TIME, z_loss=0.1 if name == "gpt2" else 0.0)
+        init, loss = init_function(model, TIME), next_token_loss(model, z_loss=0.1 if name == "gpt2" else 0.0)
         task = Task(name=name, init=init, loss=loss, train_data=(), config={}, tokens_per_step=1)
         params = nn.meta.unbox(jax.jit(init)(jax.random.split(jax.random.key(0))[0]))
         params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
