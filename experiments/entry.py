@@ -19,8 +19,6 @@ SHARED: dict[str, tuple[str, ...]] = {
     "vocab_size": ("CorpusConfig",),  # the models' V is that of the tokenizer
     "context_length": ("TextConfig", "MQARConfig"),  # the positions that a model learns are those of the data
     "steps": ("RunConfig",),  # 0, its default, becomes a number of steps before LoopConfig is made
-    "n_head": ("MosaicConfig",),  # one meaning, in the words of each model
-    "retrieval": ("MosaicConfig",),
 }
 _declared_by: dict[flags.Flag, str] = {}  # flag -> name of its config
 
