@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import results
+from experiments.entry import results
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.models.registry import MODELS, build_model, canonical_name
 from mosaics_jax.runtime import staging

@@ -41,7 +41,8 @@ from benchmarks.fault_tools import (
     train_command,
     wait,
 )
-from experiments import entry, results
+from experiments import entry
+from experiments.entry import results
 from mosaics_jax.data.stories import write_corpus
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging

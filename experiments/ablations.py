@@ -17,11 +17,11 @@ from pathlib import Path
 from absl import flags
 
 from experiments import entry
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from experiments.sweeps.grid import Job, make_jobs, read_base
 from experiments.sweeps.runner import run_jobs
 from experiments.sweeps.summaries import SUMMARIES
 from experiments.sweeps.variants import table_of_variants
-from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime import staging
 from mosaics_jax.runtime.tables import aligned, markdown

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 
 from experiments import entry
-from experiments.language_flags import define_language_flags, model_config_from_flags, run_from_flags
-from experiments.results import configs_that_ran
-from experiments.workdir import define_workdir_flag, workdir_from_flags
+from experiments.entry.language_flags import define_language_flags, model_config_from_flags, run_from_flags
+from experiments.entry.results import configs_that_ran
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.corpus import CorpusConfig, open_corpus
 from mosaics_jax.evaluation.figures import draw_loss_curves
 from mosaics_jax.models.registry import build_model

@@ -16,8 +16,8 @@ import numpy as np
 from absl import flags
 
 from experiments import entry
-from experiments.results import configs_that_ran
-from experiments.workdir import define_workdir_flag, workdir_from_flags
+from experiments.entry.results import configs_that_ran
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.moons import MoonsConfig
 from mosaics_jax.errors import UserError
 from mosaics_jax.evaluation.moons import head_disentanglement

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 
 from experiments import entry
-from experiments.sequence_flags import MQAR
+from experiments.entry.sequence_flags import MQAR
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from experiments.sweeps import results
-from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.runtime.tables import aligned
 from mosaics_jax.tasks.mqar import make_data, make_task
 from mosaics_jax.training.loop import train

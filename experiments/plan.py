@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import entry
-from experiments.language_flags import define_language_flags, model_config_from_flags, run_from_flags
-from experiments.workdir import define_workdir_flag
+from experiments.entry.language_flags import define_language_flags, model_config_from_flags, run_from_flags
+from experiments.entry.workdir import define_workdir_flag
 from mosaics_jax.data.corpus import DEFAULT_VOCAB_SIZE
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import build_model

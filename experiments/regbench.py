@@ -15,9 +15,9 @@ import jax
 from absl import flags
 
 from experiments import entry
-from experiments.sequence_flags import REGBENCH
+from experiments.entry.sequence_flags import REGBENCH
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from experiments.sweeps import results
-from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.data.regbench import open_regbench
 from mosaics_jax.runtime.tables import aligned
 from mosaics_jax.tasks.regbench import baseline_scores, make_task

@@ -15,10 +15,10 @@ validation accuracy, as the mean over seeds.
 from absl import flags
 
 from experiments import entry
+from experiments.entry.workdir import define_workdir_flag, workdir_from_flags
 from experiments.sweeps.grid import make_jobs, read_base
 from experiments.sweeps.runner import run_jobs
 from experiments.sweeps.summaries import SUMMARIES, read_all, report
-from experiments.workdir import define_workdir_flag, workdir_from_flags
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.workdir import locked
 from mosaics_jax.training.progress import say

@@ -9,8 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments.model_flags import config_fields
-from experiments.sequence_flags import EXPERIMENTS
+from experiments.entry.model_flags import config_fields
+from experiments.entry.sequence_flags import EXPERIMENTS
 from experiments.sweeps import results
 from mosaics_jax.errors import UserError
 from mosaics_jax.runtime.processes import Processes

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from experiments.results import machine
-from experiments.sequence_flags import EXPERIMENTS, Setup
+from experiments.entry.results import machine
+from experiments.entry.sequence_flags import EXPERIMENTS, Setup
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import ALIASES
 from mosaics_jax.runtime import staging

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from absl import flags
 
-from experiments.sequence_flags import MQAR, REGBENCH
+from experiments.entry.sequence_flags import MQAR, REGBENCH
 from mosaics_jax.models.gpt2 import GPT2Config
 from mosaics_jax.models.mosaic import MosaicConfig
 from mosaics_jax.models.zoo.mamba import MambaConfig

@@ -5,8 +5,8 @@ import json
 import pytest
 from absl import flags
 
-from experiments import model_flags
-from experiments.sequence_flags import MQAR, REGBENCH
+from experiments.entry import model_flags
+from experiments.entry.sequence_flags import MQAR, REGBENCH
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import ALIASES, MODELS
 from tests.experiments.entries import ROOT, refused, run

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments.sequence_flags import EXPERIMENTS, MQAR
+from experiments.entry.sequence_flags import EXPERIMENTS, MQAR
 from experiments.sweeps import results, runner, summaries
 from experiments.sweeps.grid import Job, make_jobs, parse_grid, read_base
 from experiments.sweeps.runner import core_shares, run_jobs

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from experiments import entry
-from experiments.model_flags import (
+from experiments.entry.model_flags import (
     MODEL_CONFIGS,
     check_typed_flags,
     config_fields,

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from absl import flags
 
-from experiments.model_flags import (
+from experiments.entry.model_flags import (
     MODEL_CONFIGS,
     ConfigClass,
     check_hyper_parameters,
@@ -20,7 +20,7 @@ from experiments.model_flags import (
     fields_of_others,
     model_config_class,
 )
-from experiments.results import configs_that_ran
+from experiments.entry.results import configs_that_ran
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.models.registry import NAMES, build_model, canonical_name
