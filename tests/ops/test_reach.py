@@ -117,7 +117,7 @@ def test_traced_delays_and_windows(monkeypatch, time, form):
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("several", [False, True])
 def test_blocks_that_nobody_sees_are_skipped(monkeypatch, time, several):
-    """Delays and windows that are known when compiling, in blocks of 16, several to a group."""
+    """Delays and windows that are known at compile time, in blocks of 16, several to a group."""
     monkeypatch.setattr(blockwise, "BLOCK", 16)
     monkeypatch.setattr(blockwise, "GROUPS", 3)
     args = arrays(time)
@@ -147,7 +147,7 @@ def test_the_kernel_for_tpu(on_tpu, time):
 
 @pytest.mark.parametrize("time", TIMES)
 def test_splash_attention(on_tpu, time):
-    """Splash takes traced delays, and windows that are known when compiling."""
+    """Splash takes traced delays, and windows that are known at compile time."""
     args = arrays(time)
 
     def run(several, window, delay):

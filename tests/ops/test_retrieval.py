@@ -46,7 +46,7 @@ def test_causal(assert_same, normal, dtype, strict, time):
 @pytest.mark.parametrize("cached", [1, 2**19])
 def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same, normal, cached):
     monkeypatch.setattr(blockwise, "BLOCK", 4)
-    monkeypatch.setattr(blockwise, "CACHED", cached)
+    monkeypatch.setattr(blockwise, "CACHED_WEIGHTS", cached)
     args = [normal(2, 63, 3, 4, seed=seed) for seed in range(3)]
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, by_blocks = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
@@ -127,7 +127,7 @@ def test_what_auto_stands_for(monkeypatch, platform, dtype, rate, time, form):
 def test_kernels_are_compiled_for_their_device(monkeypatch, form):
     """As far as that goes without the device: to its kernels, forward and backward."""
     device, calls = ("cuda", "__cudnn$fmha") if form is RetrievalForm.CUDNN else ("tpu", "tpu_custom_call")
-    monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.NEEDS[form])
+    monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.KERNEL_PLATFORM[form])
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
