@@ -16,9 +16,9 @@ from mosaics_jax.shapes import Array
 class CausalSelfAttention(nn.Module):
     """Multi-head attention with scores q.k / sqrt(D). (B, T, C) to the same shape.
 
-    Parameters: ``qkv_kernel`` (C, 3, C) ~ N(0, std), which gives queries, keys and values in one product; with ``bias``,
-    ``qkv_bias`` (3 C,) = 0; ``proj``, the output projection ~ N(0, output_std). With ``rotary``, queries and keys are
-    rotated by their positions (`rotate`), and the state of decoding holds rotated keys.
+    Parameters: ``qkv_kernel`` (C, 3, C) ~ N(0, std), which gives queries, keys and values in one product; with
+    ``bias``, ``qkv_bias`` (3 C,) = 0; ``proj``, the output projection ~ N(0, output_std). With ``rotary``, queries
+    and keys are rotated by their positions (`rotate`), and the state of decoding holds rotated keys.
     """
 
     config: GPT2Config

@@ -1,6 +1,6 @@
 """The configs of networks. One frozen config object is passed from the flags down to every unit.
 
-The help text of a field is the help text of its flag. V, H, T and other letters are explained in `mosaics_jax/shapes.py`.
+The help text of a field is the help text of its flag. `mosaics_jax/shapes.py` explains letters such as V, H and T.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class ModelConfig:
     )
     remat: str = setting(
         "none",
-        "what the backward pass recomputes: none: nothing; dots: all but matrix products; full: all; on CPU it needs scan_layers",
+        "what the backward pass recomputes; none; dots: all but products; full: all (on CPU only with scan_layers)",
         ("none", "dots", "full"),
     )
     scan_layers: bool = setting(
@@ -73,7 +73,7 @@ class MosaicConfig(ModelConfig):
     key_taps: int = setting(1, "S: number of positions that the convolution W_phi covers, up to the current one")
     leaky_average: str = setting(
         "learned",
-        "decay rates of the leaky averages in keys (eq. 6): learned; fixed: at their initial values; off: keys from x_t only",
+        "decay rates of the leaky averages in keys (eq. 6); learned; fixed: at initial values; off: keys from x_t only",
         LEAKY_AVERAGES,
     )
     normalized_keys: bool = setting(
@@ -142,9 +142,9 @@ class Recipe:
     """The constants in which the authors' two codes differ: bounds, epsilons, factors and initial standard deviations.
 
     eps: added to the norm of keys and values. log_scale_bound: upper bound of log a, where a is the scale of keys.
-    log_squared_scale_bound: upper bound of log a^2, where a^2 is the scale of queries to persistent memory. logit_scale:
-    factor of the logits. Initial standard deviations: projection_std of W_phi and W_psi; output_std of W_z;
-    embedding_std of the embedding; head_std of an output matrix that is not the embedding.
+    log_squared_scale_bound: upper bound of log a^2, where a^2 is the scale of queries to persistent memory.
+    logit_scale: factor of the logits. Initial standard deviations: projection_std of W_phi and W_psi; output_std of
+    W_z; embedding_std of the embedding; head_std of an output matrix that is not the embedding.
     """
 
     eps: float

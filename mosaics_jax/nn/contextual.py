@@ -21,8 +21,8 @@ class ContextualMemory(nn.Module):
 
     Ablations. ``normalized_keys=False``: keys and queries are compared by the Gaussian kernel (`gaussian_pair`).
     ``asymmetric=True``: queries have an extractor of their own. ``peek=False``: value t does not depend on x_{t+1}.
-    Query t still sees only pairs i < t. Otherwise pair t, whose key equals the query, would dominate the answer, and the
-    ablation would change two things at once.
+    Query t still sees only pairs i < t. Otherwise pair t, whose key equals the query, would dominate the answer, and
+    the ablation would change two things at once.
     """
 
     config: MosaicConfig

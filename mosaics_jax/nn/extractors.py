@@ -134,7 +134,7 @@ class ValueExtractor(nn.Module):
         return self.value(pending_BTHD + next_BTHD), last_valid(pending_BHD, now_BTHD, span.valid_B)
 
     def parts(self, x_BTC: Array) -> tuple[Array, Array]:
-        """The terms of each x_t: ``now`` in value t and ``next`` in value t - 1, (B, T, H, D) each, at least float32."""
+        """The terms of each x_t: ``now`` in value t, ``next`` in value t - 1: (B, T, H, D) each, at least float32."""
         c = self.config
         if c.value_convolution:
             kernel_SCC, bias_C = self.W_psi.parameters(c.n_embd)
@@ -160,8 +160,8 @@ class ValueExtractor(nn.Module):
 class TimeConvolution(nn.Module):
     """Causal convolution over time, from all channels to all channels: (B, S - 1 + T, C) to (B, T, features).
 
-    Parameters: ``kernel`` (S, C, features) ~ N(0, std / sqrt(S)), whose last tap is the current position, and optionally
-    ``bias``.
+    Parameters: ``kernel`` (S, C, features) ~ N(0, std / sqrt(S)), whose last tap is the current position, and
+    optionally ``bias``.
     """
 
     features: int

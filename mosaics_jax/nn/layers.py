@@ -62,7 +62,7 @@ project.defvjp(lambda x, kernel_IO: (product(_multiply(x, kernel_IO)), (x, kerne
 class Projection(nn.Module):
     """``x @ kernel + bias``: (..., I) to (..., O), where O = ``features``. Computes in ``dtype``.
 
-    Parameters: ``kernel`` (I, O) ~ N(0, std) and optionally ``bias`` (O,) = 0. ``axes``: the logical axes of the kernel.
+    Parameters: ``kernel`` (I, O) ~ N(0, std) and optionally ``bias`` (O,) = 0. axes: the logical axes of the kernel.
     """
 
     features: int
@@ -81,7 +81,7 @@ class Projection(nn.Module):
 
 
 def layer_norm(bias: bool, dtype: Dtype) -> nn.LayerNorm:
-    """Layer normalisation with a scale and optionally a bias: biased variance, eps 1e-5, computed in at least float32."""
+    """Layer normalisation with a scale and optionally a bias; biased variance, eps 1e-5, float32 or more inside."""
     return nn.LayerNorm(
         epsilon=EPSILON,
         use_bias=bias,

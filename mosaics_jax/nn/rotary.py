@@ -1,6 +1,6 @@
 """Rotary positions (Su et al. 2021, arXiv 2104.09864, RoFormer): dot products depend on the distance of positions.
 
-Shapes here: J pairs of channels, D / 2.
+Shapes here: J pairs of channels.
 """
 
 import jax.numpy as jnp

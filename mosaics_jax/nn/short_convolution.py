@@ -15,8 +15,8 @@ class ShortConvolution(nn.Module):
     """y_t = b + sum_s w_s x_{t - s}, s = 0 .. taps - 1, channel by channel. (B, T, C) to the same shape.
 
     Parameters: ``kernel`` (S, C) ~ U(-1/sqrt(S), 1/sqrt(S)), whose last tap is the current position, and optionally
-    ``bias`` (C,) = 0. ``axis``: the logical axis of the channels. Mamba has such a convolution before its selective scan
-    (Gu & Dao 2023, figure 3).
+    ``bias`` (C,) = 0. ``axis``: the logical axis of the channels. Mamba has this convolution before its selective
+    scan (Gu & Dao 2023, figure 3).
     """
 
     taps: int
