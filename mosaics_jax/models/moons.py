@@ -61,7 +61,7 @@ class MoonMosaic(nn.Module):
 
 
 def real_form(w_2IJ: Array) -> Array:
-    """The real matrix (2 I, 2 J) that acts on channels (sin, cos) as the complex matrix (I, J) acts on sin + i cos.
+    """The real matrix (2 I, 2 J) that acts on channels (sin, cos) as the complex matrix (I, J) acts on sin - i cos.
 
     The entry a + i b of the complex matrix becomes the block [[a, b], [-b, a]].
     """
