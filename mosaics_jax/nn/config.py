@@ -102,9 +102,7 @@ class MosaicConfig(ModelConfig):
         check_sizes(self, ("pmem_size", "pmem_count", "key_taps"))
         check_rates(self, ("ic_dropout", "hd_dropout", "embed_dropout"))
         if self.value_convolution and not self.peek:
-            raise ValueError(
-                "value_convolution=True computes values from x_t and x_{t+1}: it goes with peek=True alone"
-            )
+            raise ValueError("value_convolution=True computes values from x_t and x_{t+1}: it needs peek=True")
 
     @property
     def recipe(self) -> "Recipe":

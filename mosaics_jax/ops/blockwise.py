@@ -4,9 +4,9 @@ The forward pass stores the logarithm of each query's summed weights; the backwa
 (Dao et al. 2022, FlashAttention, algorithms 1 and 4).
 
 Each block of queries is computed with a range of pairs that contains all pairs that its queries see. With a static
-window, the range of each block has one size, and time is O(T window). With a static delay and no window, blocks are
-grouped: XLA compiles one loop over the blocks of each group, with the pairs up to the end of the group. Within a group,
-pairs that all of its queries see need no mask.
+window that is shorter than the sequence, all ranges have one size, and time is O(T window). With any other
+static reach, blocks are grouped: one loop over the blocks of a group is compiled, with the pairs up to the end of the
+group. Without a window, the pairs that all queries of the group see need no mask.
 
 Shapes here: J pairs of one range, I blocks.
 """
@@ -36,7 +36,7 @@ LANES = 16  # the size of a block is a multiple of this, for vector instructions
 CACHED_WEIGHTS = 2**18  # how many weights fit into the cache of a CPU core
 
 
-def block_of_slots() -> int:
+def block_size_for_slots() -> int:
     """Queries of a block if every query sees all pairs: on CPU, the weights should fit into the cache."""
     return 512 if platform() == "cpu" else 65536
 
@@ -199,7 +199,7 @@ class _Blocks:
 
     def __init__(self, reach: Reach | None, time: int, pairs: int):
         self.reach, self.time, self.pairs = reach, time, pairs
-        largest = block_of_slots() if reach is None else BLOCK
+        largest = block_size_for_slots() if reach is None else BLOCK
         size = -(-time // -(-time // largest))
         self.size = size if reach is None and size == time else _round_up(size, min(LANES, largest))
         self.span = pairs  # the largest number of pairs that a block is computed with

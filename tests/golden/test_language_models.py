@@ -91,7 +91,7 @@ def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name
     # The 48 positions are several blocks or chunks, of which the last is padded.
     monkeypatch.setattr(blockwise, "BLOCK", 20)
     monkeypatch.setattr(averages, "CHUNK", 20)
-    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 60)
+    monkeypatch.setattr(blockwise, "block_size_for_slots", lambda: 60)
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)

@@ -247,7 +247,7 @@ BAD_MOSAIC = [
     ({"variant": "micro"}, "variant='micro' is not one of library, nano"),
     ({"ic_dropout": 1.0}, "ic_dropout=1.0 must be at least 0 and below 1"),
     ({"leaky_average": "none"}, "leaky_average='none' is not one of learned, fixed, off"),
-    ({"value_convolution": True, "peek": False}, "goes with peek=True alone"),
+    ({"value_convolution": True, "peek": False}, "needs peek=True"),
 ]
 BAD_GPT2 = [
     ({"context_length": 0}, "context_length=0"),

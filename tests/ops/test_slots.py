@@ -16,7 +16,7 @@ RATE = 0.3
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Makes several blocks of queries, the last one padded."""
-    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 40)
+    monkeypatch.setattr(blockwise, "block_size_for_slots", lambda: 40)
 
 
 def slot_definition(queries, keys, values):
