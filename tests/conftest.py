@@ -1,4 +1,4 @@
-"""Shared by all tests: float64 on demand, programs that compile quickly, and one compilation cache for the suite."""
+"""Shared by all tests: fast compilation, one compilation cache for the suite, and a fixture for float64."""
 
 import os
 import pathlib
@@ -7,10 +7,10 @@ import signal
 import jax
 import pytest
 
-# Most of a test's time is XLA's compilation. With these flags it takes a quarter of that, and the programs run slower;
-# `XLA_FLAGS= pytest ...` tests the programs that users run. Those that tests start in other processes inherit them.
+# Tests spend most of their time in XLA's compiler. These flags make compilation four times as fast and programs slower;
+# `XLA_FLAGS= pytest ...` tests the programs that users run. Processes that tests start inherit the flags.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__ < (0, 11):  # later ones do not know the flag
+if jax.__version_info__ < (0, 11):  # later versions reject the flag
     COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", COMPILE_QUICKLY)
 os.environ.setdefault("GLIBC_TUNABLES", "")  # or every entry point restarts itself, which takes a second
@@ -19,7 +19,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-# A shell has SIGINT ignored in what runs in its background, and so would be all programs that tests start.
+# Background jobs of a shell ignore SIGINT, and the programs that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

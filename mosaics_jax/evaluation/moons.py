@@ -13,7 +13,8 @@ from jax import lax
 from mosaics_jax.evaluation.device_means import mean_over_devices
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure_disentanglement
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
-from mosaics_jax.ops.linear_keys import ahead, divide, past_sums
+from mosaics_jax.ops import next_position
+from mosaics_jax.ops.linear_keys import divide, past_sums
 from mosaics_jax.ops.weights import UNSEEN, Sums, add_sums
 from mosaics_jax.shapes import Array, Params
 
@@ -50,7 +51,7 @@ def _continue(
         return jnp.einsum("hdc,cr->hdr", w_phi_HDC, points_CR)
 
     keys_HTD = jnp.swapaxes(to_keys(x_TC.T), 1, 2)
-    next_HTC = jnp.broadcast_to(ahead(x_TC[None])[0], (heads, *x_TC.shape))
+    next_HTC = jnp.broadcast_to(next_position(x_TC[None])[0], (heads, *x_TC.shape))
 
     def output(queries_HDR: Array, generated_keys_JHDR: Array, generated_JCR: Array, count: Array) -> Array:
         """The network's output (C, R), from the true pairs of each context and its first ``count`` generated pairs."""

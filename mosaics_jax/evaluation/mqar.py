@@ -1,4 +1,7 @@
-"""Loss and accuracy on multi-query associative recall, at the queries alone: nothing else is asked (data.mqar)."""
+"""Loss and accuracy on multi-query associative recall (`data.mqar`), computed at the queries only.
+
+Shapes here: Q queries of a sequence.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,27 +19,31 @@ from mosaics_jax.training.mesh import put_batch
 
 
 def at_queries(
-    model: LanguageModel, params: Params, batch: Batch, queries: int, **how: Any
+    model: LanguageModel, params: Params, batch: Batch, queries: int, **apply_arguments: Any
 ) -> tuple[Array, Array, Array]:
-    """What the head reads at the ``queries`` of each row, Q, the head, and the targets: (B, Q, C), (V, C), (B, Q).
+    """The hidden states at the ``queries`` queries of each row (B, Q, C), the head (V, C), and the targets (B, Q).
 
-    Logits elsewhere, most of the positions times V, are never made. ``how``: further arguments of ``apply``.
+    Logits of other positions, which are most of the array (B, T, V), are never computed. ``apply_arguments`` are passed
+    to ``model.apply``.
     """
-    hidden_BTC: Any = model.apply({"params": params}, batch["inputs"], method="hidden", **how)
-    _, places_BQ = jax.lax.top_k((batch["targets"] != IGNORED).astype(jnp.int32), queries)
-    hidden_BQC = jnp.take_along_axis(hidden_BTC, places_BQ[..., None], axis=1)
+    hidden_BTC: Any = model.apply({"params": params}, batch["inputs"], method="hidden", **apply_arguments)
+    _, position_BQ = jax.lax.top_k((batch["targets"] != IGNORED).astype(jnp.int32), queries)
+    hidden_BQC = jnp.take_along_axis(hidden_BTC, position_BQ[..., None], axis=1)
     head_VC = params["embedding" if model.config.weight_tying else "head"]
-    return hidden_BQC, head_VC, jnp.take_along_axis(jnp.asarray(batch["targets"]), places_BQ, axis=1)
+    return hidden_BQC, head_VC, jnp.take_along_axis(jnp.asarray(batch["targets"]), position_BQ, axis=1)
 
 
 def query_loss(model: LanguageModel, params: Params, batch: Batch, key: Array, queries: int) -> Array:
-    """Mean nats a query in training, with dropout from ``key``."""
+    """The mean loss of the queries in nats, with dropout from ``key``."""
     hidden_BQC, head_VC, targets_BQ = at_queries(model, params, batch, queries, train=True, rngs={"dropout": key})
     return head_cross_entropy(hidden_BQC, head_VC, targets_BQ, model.logit_scale)[0]
 
 
 def evaluation_batches(data: Batch, batch_size: int) -> list[Batch]:
-    """All of ``data`` once, this process's rows of it; the last batch is filled up with rows that ask nothing."""
+    """This process's rows of all batches of ``data``; rows without targets pad the last batch.
+
+    Raises UserError if the number of processes does not divide ``batch_size``.
+    """
     if batch_size % jax.process_count():
         raise UserError(f"a batch of {batch_size} does not divide among {jax.process_count()} processes")
     padding = ((0, -len(data["inputs"]) % batch_size), (0, 0))
@@ -50,9 +57,9 @@ def evaluation_batches(data: Batch, batch_size: int) -> list[Batch]:
 
 
 def query_scorer(model: LanguageModel, queries: int) -> Callable[[Params, Iterable[Batch]], dict[str, float]]:
-    """A function of parameters and batches that gives {"accuracy": share of queries answered by the right value}.
+    """Makes an evaluator: a function of parameters and batches that returns {"accuracy": share of right answers}.
 
-    The answer is the greatest of all V outputs. Dropout is off. Rows without targets are padding.
+    An answer is right if the target has the largest of all V logits. Dropout is off. Rows without targets are padding.
     """
 
     @jax.jit

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mosaics_jax.errors import UserError
 from mosaics_jax.models import LanguageModel, unstack_layers
-from mosaics_jax.nn.memory import Memory, is_store
+from mosaics_jax.nn.memory import Memory, holds_pairs
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.training.mesh import make_mesh
 
@@ -148,7 +148,7 @@ def grow(memory: Memory, capacity: int) -> Memory:
     """The memory, padded to room for ``capacity`` positions."""
 
     def pad(path: Any, leaf: Array) -> Array:
-        if not is_store(path):
+        if not holds_pairs(path):
             return leaf
         return jnp.pad(leaf, ((0, 0), (0, 0), (0, capacity - leaf.shape[2]), (0, 0)))
 
@@ -160,9 +160,9 @@ def fold_batch(memory: Memory) -> Memory:
 
     With a batch axis of length 1, XLA on CPU fuses the update of a store with a reshape and copies the whole store.
     """
-    return jax.tree.map_with_path(lambda path, a: a[0] if is_store(path) and len(a) == 1 else a, memory)
+    return jax.tree.map_with_path(lambda path, a: a[0] if holds_pairs(path) and len(a) == 1 else a, memory)
 
 
 def unfold_batch(memory: Memory) -> Memory:
     """The inverse of `fold_batch`."""
-    return jax.tree.map_with_path(lambda path, a: a[None] if is_store(path) and a.ndim == 3 else a, memory)
+    return jax.tree.map_with_path(lambda path, a: a[None] if holds_pairs(path) and a.ndim == 3 else a, memory)

@@ -1,4 +1,4 @@
-"""Whole networks."""
+"""Whole networks; `reference` is the Memory Mosaic on one page."""
 
 from mosaics_jax.models.gpt2 import GPT2, GPT2Config
 from mosaics_jax.models.language_model import LanguageModel, stack_layers, unstack_layers

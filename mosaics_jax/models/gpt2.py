@@ -1,4 +1,4 @@
-"""The transformer that mosaics are measured against: GPT-2 (Radford et al. 2019) in nanoGPT's proportions."""
+"""GPT-2 (Radford et al. 2019), the transformer that mosaics are compared with, as in nanoGPT."""
 
 import math
 
@@ -13,13 +13,13 @@ from mosaics_jax.nn.layers import layer_norm
 from mosaics_jax.nn.memory import BlockState, Span
 from mosaics_jax.shapes import Array
 
-STD = 0.02
+STD = 0.02  # initial standard deviation of all matrices but those that write to the residual stream
 
 
 class TransformerBlock(nn.Module):
-    """x += attention(LN(x)); x += feed_forward(LN(x)).  (B, T, C) to the same.
+    """x += attention(LN(x)); x += feed_forward(LN(x)).  (B, T, C) to the same shape.
 
-    ``layer``: the index of the block from 0, or None where one module stands for all blocks.
+    layer: the index of the block, from 0; None if one module stands for all blocks (`scan_layers`).
     """
 
     config: GPT2Config
@@ -42,28 +42,28 @@ class TransformerBlock(nn.Module):
         )
 
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """A whole sequence."""
+        """The outputs of a whole sequence."""
         x_BTC = stream(x_BTC + self.attention(self.ln1(x_BTC), train))
         return stream(x_BTC + self.feed_forward(self.ln2(x_BTC), train))
 
     def extend(self, x_BTC: Array, states: BlockState, span: Span) -> tuple[Array, BlockState]:
-        """A chunk that continues a sequence, and the state of attention after it."""
+        """The outputs of a chunk that continues a sequence, and the state of attention after the chunk."""
         y_BTC, attention = self.attention.extend(self.ln1(x_BTC), states[0], span)
         x_BTC += y_BTC
         return x_BTC + self.feed_forward(self.ln2(x_BTC)), (attention, None)
 
     def empty(self, batch: int, capacity: int) -> BlockState:
-        """The empty state of attention, with room for ``capacity`` positions."""
+        """The state at the beginning of a sequence, with room for ``capacity`` positions."""
         return self.attention.empty(batch, capacity), None
 
 
 class GPT2(LanguageModel):
-    """Pre-normalized blocks of causal self-attention and feed-forward layers over learned or rotary positions."""
+    """Pre-normalized blocks of causal self-attention and feed-forward layers, with learned or rotary positions."""
 
     config: GPT2Config
 
     def block(self, layer: int | None) -> nn.Module:
-        """Attention, and a feed-forward layer of hidden width 4 C."""
+        """A block of attention and a feed-forward layer of hidden width 4 C."""
         return TransformerBlock(self.config, layer)
 
     @property
@@ -73,15 +73,15 @@ class GPT2(LanguageModel):
 
     @property
     def head_std(self) -> float:
-        """The initial standard deviation of a head that is not the embedding."""
+        """The initial standard deviation of an output matrix that is not the embedding."""
         return STD
 
     @property
     def embed_dropout(self) -> float:
-        """The dropout rate of embeddings, which is that of all else."""
+        """The dropout rate of embeddings: the same rate as everywhere."""
         return self.config.dropout
 
     @property
     def max_positions(self) -> int | None:
-        """Positions that are learned; None if they are rotary."""
+        """The number of learned positions; None if positions are rotary."""
         return None if self.config.rotary else self.config.context_length

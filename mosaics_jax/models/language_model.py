@@ -1,4 +1,4 @@
-"""What all networks on tokens are: an embedding, a stack of blocks, a normalized head."""
+"""The base of all networks on tokens: an embedding, a stack of blocks, and a head after layer normalization."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +16,7 @@ from mosaics_jax.ops.products import KEEP_PRODUCTS
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.sharding import constrain
 
+# The value of ``remat`` -> the policy that selects what is saved; None saves nothing.
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "full": None,
     "dots": KEEP_PRODUCTS,
@@ -23,17 +24,18 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 
 
 class LanguageModel(nn.Module):
-    """Tokens (B, T) int32 to logits (B, T - skip_tokens, V), at least float32; any T that the positions allow.
+    """Tokens (B, T) int32 to logits (B, T - skip_tokens, V) in at least float32. T is limited by `max_positions` only.
 
-    A subclass says what a block is, how parameters begin, and whether there are positions.
+    A subclass defines the block, the initial standard deviations, and whether there are learned positions.
     """
 
     config: ModelConfig
 
     def block(self, layer: int | None) -> Any:
-        """The block of index ``layer``, or the one module that stands for all blocks (None, under `scan_layers`).
+        """The block of index ``layer``; with `scan_layers`, ``layer`` is None and one module stands for all blocks.
 
-        A block maps (x_BTC, train) to x_BTC. One that can decode has ``extend`` and ``empty`` (`nn.memory`).
+        A block maps (x_BTC, train) to x_BTC. A block that can decode also has ``extend`` and ``empty``, which work on
+        the states of `nn.memory`.
         """
         raise NotImplementedError
 
@@ -44,7 +46,7 @@ class LanguageModel(nn.Module):
 
     @property
     def head_std(self) -> float:
-        """The initial standard deviation of a head that is not the embedding."""
+        """The initial standard deviation of an output matrix that is not the embedding."""
         raise NotImplementedError
 
     @property
@@ -59,74 +61,81 @@ class LanguageModel(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence, where positions are learned; None without a limit."""
+        """The number of learned positions, which limits T; None if there are none."""
         return None
 
     @property
     def can_decode(self) -> bool:
-        """Whether `extend` continues a sequence chunk by chunk."""
+        """Whether `extend` is supported, which continues a sequence chunk by chunk."""
         return True
 
     def setup(self) -> None:
         c = self.config
         vocabulary = (c.vocab_size, c.n_embd)
-        self.embedding = self.param("embedding", normal(self.embedding_std, "vocab", "embed"), vocabulary)
+        self.embedding_VC = self.param("embedding", normal(self.embedding_std, "vocab", "embed"), vocabulary)
         if self.max_positions is not None:
             init = normal(self.embedding_std, "position", "embed")
-            self.positions = self.param("positions", init, (self.max_positions, c.n_embd))
+            self.positions_TC = self.param("positions", init, (self.max_positions, c.n_embd))
         self.blocks = self.block(None) if c.scan_layers else [self.block(layer) for layer in range(c.n_layer)]
         self.ln_out = layer_norm(c.bias, c.computing_dtype)
         if not c.weight_tying:
-            self.head = self.param("head", normal(self.head_std, "vocab", "embed"), vocabulary)
+            self.head_VC = self.param("head", normal(self.head_std, "vocab", "embed"), vocabulary)
         self.dropout = nn.Dropout(self.embed_dropout)
 
     def _embed(self, tokens_BT: Array, start_B: Array | None, train: bool) -> Array:
-        # As jax arrays: parameters may be numpy's, and those cannot be indexed with traced tokens.
         tokens_BT = constrain(tokens_BT, "batch", "time")
-        # Rows of the table whole: looked up in halves, they would be put together for the whole batch on each device.
-        table_VC = jnp.asarray(self.embedding, self.config.dtype)
+        # jnp.asarray: parameters may be numpy arrays, which traced tokens cannot index. Constraint: each device gathers
+        # its rows of the embedding along C, or XLA would gather the looked-up rows of the whole batch.
+        table_VC = jnp.asarray(self.embedding_VC, self.config.dtype)
         table_VC = constrain(table_VC, "activation_vocab", "activation_embed")
         x_BTC = table_VC[tokens_BT]
         if self.max_positions is not None:
             index = jnp.arange(tokens_BT.shape[1])
             index = index if start_B is None else start_B[:, None] + index
-            x_BTC += jnp.asarray(self.positions, self.config.dtype)[index]
+            x_BTC += jnp.asarray(self.positions_TC, self.config.dtype)[index]
         x_BTC = self.dropout(x_BTC, deterministic=not train)
         return constrain(x_BTC, "batch", "time", "activation_embed")
 
     def hidden(self, tokens_BT: Array, train: bool = False) -> Array:
-        """The normalised outputs of the stack that the head reads: (B, T - skip_tokens, C)."""
+        """The inputs of the head: the outputs of the last block after layer normalization, (B, T - skip_tokens, C)."""
         if tokens_BT.ndim != 2:
             raise ValueError(f"tokens have shape {tokens_BT.shape}: (batch, time) is needed")
         if self.max_positions is not None and tokens_BT.shape[1] > self.max_positions:
             raise ValueError(f"{tokens_BT.shape[1]} positions, but only {self.max_positions} are learned")
-        x_BTC = self._run_blocks(self._embed(tokens_BT, None, train), train)
+        x_BTC = self._embed(tokens_BT, None, train)
+        if self.config.scan_layers:
+            x_BTC = self._scan_blocks(x_BTC, train)
+        else:
+            for block in self.blocks:
+                x_BTC = self._recomputed(block, x_BTC, train) if self.config.remat != "none" else block(x_BTC, train)
         return self.ln_out(x_BTC[:, self.config.skip_tokens :])
 
-    def _run_blocks(self, x_BTC: Array, train: bool) -> Array:
-        c = self.config
-
-        def run(block: Any, x_BTC: Array) -> Array:
-            return block(x_BTC, train)
-
-        if c.remat != "none":
-            run = nn.remat(run, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-        if not c.scan_layers:
-            for block in self.blocks:
-                x_BTC = run(block, x_BTC)
-            return x_BTC
+    def _scan_blocks(self, x_BTC: Array, train: bool) -> Array:
+        """One module for all blocks, whose parameters are stacked."""
+        apply = self._recomputed if self.config.remat != "none" else type(self.blocks).__call__
         scan = nn.scan(
-            lambda block, x_BTC, _: (run(block, x_BTC), None),
+            lambda block, x_BTC, _: (apply(block, x_BTC, train), None),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            length=c.n_layer,
+            length=self.config.n_layer,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(self.blocks, x_BTC, None)[0]
 
+    @nn.nowrap
+    def _recomputed(self, block: Any, x_BTC: Array, train: bool) -> Array:
+        """A block, most of whose intermediate results backward computes once more (`remat`)."""
+        c = self.config
+        remat = nn.remat(
+            lambda block, x_BTC: block(x_BTC, train),
+            policy=REMAT_POLICIES[c.remat],
+            prevent_cse=not c.scan_layers,
+        )
+        return remat(block, x_BTC)
+
     def head_matrix(self) -> Array:
-        """The matrix (V, C) that turns hidden states into logits: the embedding, if weights are tied."""
-        return self.embedding if self.config.weight_tying else self.head
+        """The output matrix (V, C), which maps hidden states to logits: the embedding if weights are tied."""
+        return self.embedding_VC if self.config.weight_tying else self.head_VC
 
     def _logits(self, hidden_BTC: Array) -> Array:
         wide = jnp.promote_types(hidden_BTC.dtype, jnp.float32)
@@ -134,15 +143,15 @@ class LanguageModel(nn.Module):
         return self.logit_scale * jnp.einsum("btc,vc->btv", hidden_BTC, head_VC, preferred_element_type=wide)
 
     def __call__(self, tokens_BT: Array, train: bool = False) -> Array:
-        """Logits of each next token. ``train`` turns dropout on, which needs ``rngs={"dropout": key}``."""
+        """The logits of each next token. ``train`` turns dropout on, and needs ``rngs={"dropout": key}``."""
         return self._logits(self.hidden(tokens_BT, train))
 
     def loss(
         self, tokens_BT: Array, targets_BT: Array, train: bool = False, z_loss: float = 0.0
     ) -> tuple[Array, Array]:
-        """Mean cross-entropy in nats over targets other than -1, and their number; logits are never held whole.
+        """The mean cross-entropy in nats over targets other than -1, and the number of such targets.
 
-        ``z_loss``: weight of the squared logarithm of the softmax's sum, see `ops.head_cross_entropy`.
+        The array of all logits is never stored. z_loss: weight of log(Z)^2, see `ops.head_cross_entropy`.
         """
         targets_BT = targets_BT[:, self.config.skip_tokens :]
         return head_cross_entropy(
@@ -150,23 +159,29 @@ class LanguageModel(nn.Module):
         )
 
     def empty_memory(self, batch: int, capacity: int) -> Memory:
-        """An empty memory for `extend`, with room for ``capacity`` positions a row."""
+        """The state at the beginning of a sequence, for `extend`, with room for ``capacity`` positions per row.
+
+        Raises UserError if the network cannot decode.
+        """
         self._check_decoding()
         blocks = tuple(block.empty(batch, capacity) for block in self.blocks)
         return Memory(blocks=blocks, length_B=jnp.zeros(batch, jnp.int32))
 
     def extend(self, tokens_BT: Array, memory: Memory, valid_B: Array | None = None) -> tuple[Array, Memory]:
-        """Feeds one more chunk to every row: logits (B, T, V), and the memory after it.
+        """Continues every row by a chunk of T tokens: their logits (B, T, V), and the memory after the chunk.
 
-        valid_B: how many of the chunk's tokens are real, the rest being padding on the right (default: all). Logits of
-        padding mean nothing. The memory's capacity must hold length + T positions. Equals the parallel form at every
-        position.
+        valid_B: the number of tokens of the chunk in each row; the rest is padding on the right, whose logits have no
+        meaning (default: all T). The capacity of the memory must be at least the length of each row plus T. The logits
+        equal those of the whole sequence computed at once.
         """
         hidden_BTC, memory = self._extend(tokens_BT, memory, valid_B)
         return self._logits(hidden_BTC), memory
 
     def extend_last(self, tokens_BT: Array, memory: Memory, valid_B: Array | None = None) -> tuple[Array, Memory]:
-        """As `extend`, but logits of each row's last real token alone: (B, V); of a row without, they mean nothing."""
+        """`extend` with the logits of the last valid token of each row only: (B, V).
+
+        The logits of a row without valid tokens have no meaning.
+        """
         hidden_BTC, after = self._extend(tokens_BT, memory, valid_B)
         last_B = jnp.maximum(after.length_B - memory.length_B - 1, 0)
         hidden_BTC = jnp.take_along_axis(hidden_BTC, last_B[:, None, None], axis=1)
@@ -187,15 +202,15 @@ class LanguageModel(nn.Module):
     def _check_decoding(self) -> None:
         if not self.can_decode:
             raise UserError(
-                f"a {type(self).__name__} cannot continue a text: it computes whole sequences alone; "
-                "MemoryMosaic and GPT2 can"
+                f"a {type(self).__name__} cannot continue a text: it computes whole sequences only; "
+                "MemoryMosaic and GPT2 can decode"
             )
         if self.config.scan_layers:
             raise ValueError("decoding runs unscanned layers: set scan_layers=False and convert with unstack_layers")
 
 
 def unstack_layers(params: Params) -> Params:
-    """Parameters of a scanned model to those of the model unscanned: ``blocks`` to ``blocks_0``, ``blocks_1``..."""
+    """Parameters of a model with `scan_layers` to those without: ``blocks`` to ``blocks_0``, ``blocks_1``, ..."""
     rest = {name: value for name, value in params.items() if name != "blocks"}
     depth = len(jax.tree.leaves(params["blocks"])[0])
     return rest | {f"blocks_{i}": jax.tree.map(lambda a, i=i: a[i], params["blocks"]) for i in range(depth)}

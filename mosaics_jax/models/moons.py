@@ -1,4 +1,7 @@
-"""The network of three moons (v1 section 4, appendix A): one contextual memory a head, all maps complex-linear."""
+"""The network of the three moons (v1 section 4, appendix A): contextual memories whose maps are complex-linear.
+
+Shapes here: I rows of a matrix, J columns.
+"""
 
 import dataclasses
 import math
@@ -15,11 +18,11 @@ from mosaics_jax.shapes import Array, Dtype
 
 @dataclasses.dataclass(frozen=True)
 class MoonMosaicConfig:
-    """A moon is one complex number, two channels (sin, cos) of the signal: C = 2 moons."""
+    """Config of a `MoonMosaic`. A moon is one complex number, two channels (sin, cos) of the signal: C = 2 moons."""
 
     moons: int = setting(3, "moons of the signal")
-    heads: int = setting(3, "memory units H, which share the moons: each is 2 moons / heads channels wide")
-    sharpness: float = setting(50.0, "factor of the scores, beta in exp(beta k . k')")
+    heads: int = setting(3, "H: memory units; each has 2 moons / heads channels")
+    sharpness: float = setting(50.0, "beta in the weights exp(beta k . k')")
 
     def __post_init__(self) -> None:
         if self.moons < 1 or self.heads < 1:
@@ -33,12 +36,12 @@ class MoonMosaicConfig:
 
 
 class MoonMosaic(nn.Module):
-    """Predicts each next point of a signal: (B, T, C) to (B, T, C), of which row 0, without a past, is 0.
+    """Predicts the next point of a signal at each position, (B, T, C) to (B, T, C); position 0, without a past, is 0.
 
-    Keys k_t = W_phi x_t and values v_t = W_psi x_{t+1} are not normalised, nothing is averaged; the answers of all
-    heads are combined by W_z. Each of the three is a complex matrix (moons, moons), kept as its real and imaginary
-    part, (2, moons, moons): 54 numbers for three moons. Head h owns rows h m / H ... of W_phi and W_psi, and these
-    columns of W_z.
+    Keys k_t = W_phi x_t and values v_t = W_psi x_{t+1} are neither averaged nor normalised. W_z maps the answers of all
+    heads to the prediction. Each of the three is a complex matrix (moons, moons), stored as real and imaginary part,
+    (2, moons, moons): 54 numbers for three moons. Head h has the rows h moons / H to (h + 1) moons / H of W_phi and
+    W_psi, and the same columns of W_z.
     """
 
     config: MoonMosaicConfig
@@ -57,31 +60,34 @@ class MoonMosaic(nn.Module):
         return jnp.einsum("btd,cd->btc", merge_heads(answers_BTHD), w_z)
 
 
-def real_form(w: Array) -> Array:
-    """The real matrix (2m, 2n) that acts on channels (sin, cos) as the complex one, (2, m, n), acts on sin + i cos.
+def real_form(w_2IJ: Array) -> Array:
+    """The real matrix (2 I, 2 J) that acts on channels (sin, cos) as the complex matrix (I, J) acts on sin - i cos.
 
-    Each entry a + i b becomes the block [[a, b], [-b, a]].
+    The entry a + i b of the complex matrix becomes the block [[a, b], [-b, a]].
     """
-    real, imaginary = w[0], w[1]
-    blocks = jnp.stack([jnp.stack([real, imaginary], -1), jnp.stack([-imaginary, real], -1)], -2)
-    return jnp.swapaxes(blocks, 1, 2).reshape(2 * w.shape[1], 2 * w.shape[2])
+    real_IJ, imaginary_IJ = w_2IJ[0], w_2IJ[1]
+    blocks_IJ22 = jnp.stack([jnp.stack([real_IJ, imaginary_IJ], -1), jnp.stack([-imaginary_IJ, real_IJ], -1)], -2)
+    return jnp.swapaxes(blocks_IJ22, 1, 2).reshape(2 * w_2IJ.shape[1], 2 * w_2IJ.shape[2])
 
 
-def complex_form(matrix: Array) -> Array:
-    """The complex-linear matrix nearest to a real one, (2m, 2n) to (2, m, n): means of the entries that must agree."""
-    blocks = matrix.reshape(matrix.shape[0] // 2, 2, matrix.shape[1] // 2, 2)
-    real = (blocks[:, 0, :, 0] + blocks[:, 1, :, 1]) / 2
-    imaginary = (blocks[:, 0, :, 1] - blocks[:, 1, :, 0]) / 2
-    return jnp.stack([real, imaginary])
+def complex_form(matrix_IJ: Array) -> Array:
+    """The complex matrix (2, I / 2, J / 2) whose real form is nearest to a real matrix.
+
+    It is the mean of the entries that agree in a real form.
+    """
+    blocks_I2J2 = matrix_IJ.reshape(matrix_IJ.shape[0] // 2, 2, matrix_IJ.shape[1] // 2, 2)
+    real_IJ = (blocks_I2J2[:, 0, :, 0] + blocks_I2J2[:, 1, :, 1]) / 2
+    imaginary_IJ = (blocks_I2J2[:, 0, :, 1] - blocks_I2J2[:, 1, :, 0]) / 2
+    return jnp.stack([real_IJ, imaginary_IJ])
 
 
 def projected_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """A real matrix of U(-1/sqrt(C), 1/sqrt(C)), projected on the complex-linear ones (v1 appendix A)."""
+    """An initialiser: the complex form of a real matrix of U(-1/sqrt(C), 1/sqrt(C)) entries (v1 appendix A)."""
     _, rows, columns = shape
     bound = 1 / math.sqrt(2 * columns)
     return complex_form(jax.random.uniform(key, (2 * rows, 2 * columns), dtype, -bound, bound))
 
 
 def moduli(w: Array) -> Array:
-    """|W| of a complex matrix kept as real and imaginary part: (..., 2, m, n) to (..., m, n)."""
+    """The moduli of the entries of complex matrices: (..., 2, I, J) to (..., I, J)."""
     return jnp.sqrt(jnp.sum(jnp.square(w), axis=-3))

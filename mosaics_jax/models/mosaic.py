@@ -16,11 +16,12 @@ from mosaics_jax.sharding import constrain
 
 
 class MosaicBlock(nn.Module):
-    """x += contextual(LN(x)); x += persistent(LN(x)).  (B, T, C) to the same.
+    """x += contextual(LN(x)); x += persistent(LN(x)).  (B, T, C) to the same shape.
 
-    ``attn_only``: without the second half. ``feed_forward``: a two-layer network is the second unit. Without
-    ``pre_ln`` the stream itself is normalized: x = LN(x); x += unit(x). ``layer``: the index of the block from 0, or
-    None where one module stands for all blocks (`scan_layers`).
+    Options of the config. ``attn_only=True``: no second unit. ``feed_forward=True``: the second unit is a two-layer
+    network. ``pre_ln=False``: the residual stream itself is normalized, x = LN(x); x += unit(x).
+
+    layer: the index of the block, from 0; None if one module stands for all blocks (`scan_layers`).
     """
 
     config: MosaicConfig
@@ -48,7 +49,7 @@ class MosaicBlock(nn.Module):
             self.persistent = PersistentMemory(c)
 
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """A whole sequence."""
+        """The outputs of a whole sequence."""
         c = self.config
         if c.pre_ln:
             x_BTC = stream(x_BTC + self.contextual(self.ln1(x_BTC), train))
@@ -61,7 +62,7 @@ class MosaicBlock(nn.Module):
         return stream(x_BTC + self.persistent(x_BTC, train))
 
     def extend(self, x_BTC: Array, states: BlockState, span: Span) -> tuple[Array, BlockState]:
-        """A chunk that continues a sequence, and the states of both units after it."""
+        """The outputs of a chunk that continues a sequence, and the states of both units after the chunk."""
         c = self.config
         normed_BTC = self.ln1(x_BTC)
         y_BTC, contextual = self.contextual.extend(normed_BTC, states[0], span)
@@ -73,27 +74,27 @@ class MosaicBlock(nn.Module):
         return (x_BTC if c.pre_ln else normed_BTC) + y_BTC, (contextual, persistent)
 
     def empty(self, batch: int, capacity: int) -> BlockState:
-        """Empty states of both units, with room for ``capacity`` positions."""
+        """The states of both units at the beginning of a sequence, with room for ``capacity`` positions."""
         second = None if self.config.attn_only else self.persistent.empty(batch, capacity)
         return self.contextual.empty(batch, capacity), second
 
 
 def stream(x_BTC: Array) -> Array:
-    """The residual stream between units, sharded over batch and time."""
+    """The residual stream between units; a mesh shards it over batch and time."""
     return constrain(x_BTC, "batch", "time", "activation_embed")
 
 
 class MemoryMosaic(LanguageModel):
-    """Blocks of contextual and persistent memories; no position encoding, so no limit on T.
+    """Blocks of contextual and persistent memories. There is no position encoding, hence no limit on T.
 
-    ``MemoryMosaic(config).apply({"params": params}, tokens)`` gives logits; in the `library` variant they are
-    scaled by 1/sqrt(C). `models.reference` is the same network on one page.
+    ``MemoryMosaic(config).apply({"params": params}, tokens_BT)`` returns logits; the `library` variant scales them by
+    1/sqrt(C). `models.reference` is the same network on one page.
     """
 
     config: MosaicConfig
 
     def block(self, layer: int | None) -> nn.Module:
-        """One contextual and one persistent memory."""
+        """A block of one contextual and one persistent memory per head."""
         return MosaicBlock(self.config, layer)
 
     @property
@@ -103,7 +104,7 @@ class MemoryMosaic(LanguageModel):
 
     @property
     def head_std(self) -> float:
-        """The initial standard deviation of a head that is not the embedding."""
+        """The initial standard deviation of an output matrix that is not the embedding."""
         return self.config.recipe.head_std(self.config)
 
     @property

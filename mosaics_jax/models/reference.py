@@ -1,12 +1,12 @@
 """The Memory Mosaic on one page: v1 section 5, figure 6, in plain jax.numpy, every line beside its equation.
 
-`apply` is `MemoryMosaic` without what makes it fast: no mesh, no blocks of weights, no decoding, no dropout. It takes
-the same config and parameters, and gives the same logits to the last digits (tests/models/test_reference.py). To try an
-idea, copy this file and change it.
+`apply` computes the logits of `MemoryMosaic`, without sharding, blocks of weights, decoding and dropout. It takes the
+same config and parameters, and agrees with it to 1e-9 in float64 (tests/models/test_reference.py). To try an idea,
+copy this file and change it.
 
-Equations are those of Zhang et al., ICLR 2025, arXiv 2405.06394. Shapes are suffixes: B batch, T time, C width of the
+Equations are those of Zhang et al., ICLR 2025, arXiv 2405.06394. Names end in shapes: B batch, T time, C width of the
 model, H heads, D = C / H, M slots of a persistent memory, K its banks, V vocabulary. Learned scalars are stored divided
-by 10. The authors have two codes, `Library` and `nanoMosaics`, which differ in a few constants (`nn.config.Recipe`).
+by 10. The two codes of the authors, `Library` and `nanoMosaics`, differ in a few constants (`nn.config.Recipe`).
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from mosaics_jax.shapes import Array, Params
 
 
 def apply(config: MosaicConfig, params: Params, tokens_BT: Array) -> Array:
-    """Tokens (B, T) to the logits (B, T, V) of each next token. ``params`` are those of unscanned `MemoryMosaic`s."""
+    """Tokens (B, T) to the logits (B, T, V) of each next token, with ``params`` of an unscanned `MemoryMosaic`."""
     check(config)
     x_BTC = params["embedding"][tokens_BT]  # no position encoding
     for layer in range(config.n_layer):
@@ -32,11 +32,11 @@ def apply(config: MosaicConfig, params: Params, tokens_BT: Array) -> Array:
 
 def contextual_memory(config: MosaicConfig, p: Params, x_BTC: Array) -> Array:
     """Predicts the near future from the recent past (eq. 4-7). One memory per head, empty at each sequence's start."""
-    keys_BTHD = scale(config, p["key"]) * direction(config, p["key"], x_BTC)  # eq. 6, which serve as queries too
+    keys_BTHD = scale(config, p["key"]) * direction(config, p["key"], x_BTC)  # eq. 6; also the queries
     values_BTHD = peeking_values(config, p["value"], x_BTC)
     time = x_BTC.shape[1]
     scores_BHTT = jnp.einsum("bthd,bshd->bhts", keys_BTHD, keys_BTHD)  # no 1 / sqrt(D): the scale is the keys'
-    earlier_TT = jnp.tri(time, k=-1, dtype=bool)  # query t sees pairs s < t: the value of pair t knows x_{t+1}
+    earlier_TT = jnp.tri(time, k=-1, dtype=bool)  # query t sees pairs s < t: value t depends on x_{t+1}
     answers_BTHD = jnp.einsum("bhts,bshd->bthd", masked_softmax(scores_BHTT, earlier_TT), values_BTHD)  # eq. 7
     return merge_heads(answers_BTHD) @ p["W_z"]["kernel"]
 
@@ -56,31 +56,31 @@ def direction(config: MosaicConfig, p: Params, x_BTC: Array) -> Array:
     time, rate_H = x_BTC.shape[1], 10 * jnp.abs(p["decay"])
     age_TT = jnp.arange(time)[:, None] - jnp.arange(time)  # t - s
     decay_HTT = jnp.where(age_TT >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age_TT, 0)), 0)
-    average_BTHD = jnp.einsum("hts,bshd->bthd", decay_HTT, raw_BTHD)  # but for 1 - exp(-rate), which cancels
+    average_BTHD = jnp.einsum("hts,bshd->bthd", decay_HTT, raw_BTHD)  # without the factor 1 - exp(-rate), which cancels
     return unit(average_BTHD, config.recipe.eps)
 
 
 def scale(config: MosaicConfig, p: Params, squared: bool = False) -> Array:
-    """a = exp(10 bandwidth) per head, (H, 1), so that the kernel has beta = a^2; ``squared``: a^2. Both are bounded."""
+    """a = exp(10 bandwidth) per head, (H, 1), so that the kernel has beta = a^2; ``squared``: a^2. Bounded."""
     log_scale_H = 10 * p["bandwidth"] * (2 if squared else 1)
     bound = config.recipe.log_squared_scale_bound if squared else config.recipe.log_scale_bound
     return jnp.exp(jnp.where(log_scale_H <= bound, log_scale_H, bound))[:, None]
 
 
 def peeking_values(config: MosaicConfig, p: Params, x_BTC: Array) -> Array:
-    """v_t = g unit(c vtilde_t + (1 - c) vtilde_{t+1}): a value peeks one position ahead (eq. 5, 6)."""
+    """v_t = g unit(c vtilde_t + (1 - c) vtilde_{t+1}): a value depends on the next input (eq. 5, 6)."""
     now_BTHD = split_heads(x_BTC @ p["W_psi"]["kernel"], config.n_head)  # vtilde
     next_BTHD = jnp.pad(now_BTHD[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))  # 0 beyond the end
     c_H1, gain_H1 = p["peek"][:, None], jnp.exp(10 * p["gain"])[:, None]
     return gain_H1 * unit(c_H1 * now_BTHD + (1 - c_H1) * next_BTHD, config.recipe.eps)
 
 
-def masked_softmax(scores: Array, mask: Array) -> Array:
-    """Softmax over the entries that ``mask`` admits: the weights of kernel regression (eq. 3). An empty row is 0."""
-    scores = jnp.where(mask, scores, -1e30)
-    weights = jnp.where(mask, jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)), 0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1)
+def masked_softmax(scores_BHTT: Array, mask_TT: Array) -> Array:
+    """Softmax over the pairs where ``mask_TT`` is true: the weights of kernel regression (eq. 3). Empty rows are 0."""
+    scores_BHTT = jnp.where(mask_TT, scores_BHTT, -1e30)
+    weights_BHTT = jnp.where(mask_TT, jnp.exp(scores_BHTT - jnp.max(scores_BHTT, axis=-1, keepdims=True)), 0)
+    total_BHT1 = jnp.sum(weights_BHTT, axis=-1, keepdims=True)
+    return weights_BHTT / jnp.where(total_BHT1 > 0, total_BHT1, 1)
 
 
 def unit(x: Array, eps: float) -> Array:
@@ -91,7 +91,7 @@ def unit(x: Array, eps: float) -> Array:
 
 
 def layer_norm(x: Array, p: Params) -> Array:
-    """Normalization over channels, with a learned factor."""
+    """Layer normalization, with a learned scale."""
     centered = x - jnp.mean(x, axis=-1, keepdims=True)
     return p["scale"] * centered / jnp.sqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + 1e-5)
 
@@ -107,10 +107,11 @@ def merge_heads(x_BTHD: Array) -> Array:
 
 
 def check(config: MosaicConfig) -> None:
-    """Raises ValueError if the config asks for one of the options that this page leaves out."""
-    here = ("vocab_size", "n_layer", "n_head", "n_embd", "pmem_size", "pmem_count", "variant")
-    left_aside = ("ic_dropout", "hd_dropout", "embed_dropout", "dtype", "remat", "retrieval")  # change no function
+    """Raises ValueError if the config sets one of the options that this page leaves out."""
+    supported = ("vocab_size", "n_layer", "n_head", "n_embd", "pmem_size", "pmem_count", "variant")
+    # These change how the logits are computed, or dropout in training.
+    ignored = ("ic_dropout", "hd_dropout", "embed_dropout", "dtype", "remat", "retrieval")
     default: Any = MosaicConfig()
     for name in vars(config):
-        if name not in here + left_aside and getattr(config, name) != getattr(default, name):
-            raise ValueError(f"{name}={getattr(config, name)}: models.reference has the published network alone")
+        if name not in supported + ignored and getattr(config, name) != getattr(default, name):
+            raise ValueError(f"{name}={getattr(config, name)}: models.reference computes the published network only")

@@ -1,4 +1,4 @@
-"""All networks by name: those that flags, checkpoints and results speak of."""
+"""All networks by name, as in flags, checkpoints and results."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from mosaics_jax.models.zoo.retnet import RetNet, RetNetConfig
 from mosaics_jax.models.zoo.rwkv import RWKV, RWKVConfig
 from mosaics_jax.models.zoo.s4d import S4D, S4DConfig
 
-# Name -> (config dataclass, Linen module). All take tokens (B, T) and give logits (B, T, V).
+# Name -> (config dataclass, Linen module). All map tokens (B, T) to logits (B, T, V).
 MODELS: dict[str, tuple[Any, type[LanguageModel]]] = {
     "mosaic": (MosaicConfig, MemoryMosaic),
     "gpt2": (GPT2Config, GPT2),
@@ -31,12 +31,12 @@ MODELS: dict[str, tuple[Any, type[LanguageModel]]] = {
     "mamba": (MambaConfig, Mamba),
     "lstm": (LSTMConfig, LSTM),
 }
-ALIASES = {"transformer": "gpt2"}  # how RegBench and MQAR call the baseline
-NAMES = ("mosaic", "gpt2 (or transformer)", *list(MODELS)[2:])  # for messages and help
+ALIASES = {"transformer": "gpt2"}  # the name of the baseline in RegBench and MQAR
+NAMES = ("mosaic", "gpt2 (or transformer)", *list(MODELS)[2:])  # in messages and help texts
 
 
 def canonical_name(name: str) -> str:
-    """The name in MODELS of a model that may be called by an alias. Raises ValueError for an unknown name."""
+    """The name in MODELS of the model that ``name``, a name or an alias, stands for. Raises ValueError if unknown."""
     name = ALIASES.get(name, name)
     if name not in MODELS:
         raise ValueError(f"model={name}: the models are {', '.join(NAMES)}")
@@ -44,6 +44,6 @@ def canonical_name(name: str) -> str:
 
 
 def build_model(name: str, fields: dict[str, Any]) -> LanguageModel:
-    """The model of a config: its name, and the fields of its config dataclass. Raises ValueError if one is bad."""
+    """The model ``name`` with these fields of its config dataclass. Raises ValueError if name or value is bad."""
     config_class, model_class = MODELS[canonical_name(name)]
     return model_class(config_class(**fields))

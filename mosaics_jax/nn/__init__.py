@@ -1,1 +1,1 @@
-"""Linen modules, a file per unit of the paper."""
+"""Linen modules: the units of the paper, and the layers that they are made of."""

@@ -1,4 +1,4 @@
-"""Causal self-attention of the GPT-2 baseline (Radford et al. 2019), with rotary positions by choice."""
+"""Causal self-attention of the GPT-2 baseline (Radford et al. 2019), optionally with rotary positions."""
 
 import flax.linen as nn
 import jax
@@ -14,10 +14,11 @@ from mosaics_jax.shapes import Array
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention with scores q.k / sqrt(D). (B, T, C) to the same.
+    """Multi-head attention with scores q.k / sqrt(D). (B, T, C) to the same shape.
 
-    Parameter ``qkv_kernel`` (C, 3, C): queries, keys and values from one product. With ``rotary``, queries and keys are
-    rotated by their positions (`rotate`); keys are stored rotated.
+    Parameters: ``qkv_kernel`` (C, 3, C) ~ N(0, std), which gives queries, keys and values in one product; with
+    ``bias``, ``qkv_bias`` (3 C,) = 0; ``proj``, the output projection ~ N(0, output_std). With ``rotary``, queries
+    and keys are rotated by their positions (`rotate`), and the state of decoding holds rotated keys.
     """
 
     config: GPT2Config
@@ -48,7 +49,7 @@ class CausalSelfAttention(nn.Module):
         return self.dropout(self.proj(merge_heads(answers_BTHD)), deterministic=not train)
 
     def extend(self, x_BTC: Array, state: AttentionState, span: Span) -> tuple[Array, AttentionState]:
-        """The answers to a chunk that continues a sequence, and the state after it."""
+        """The answers to a chunk that continues a sequence, and the state after the chunk."""
         queries_BTHD, keys_BTHD, values_BTHD = self._queries_keys_values(x_BTC, span.length_B)
         state = AttentionState(
             keys_BHND=write_slots(state.keys_BHND, keys_BTHD, span.length_B),
@@ -58,7 +59,7 @@ class CausalSelfAttention(nn.Module):
         return self.dropout(self.proj(merge_heads(answers_BTHD)), deterministic=True), state
 
     def _queries_keys_values(self, x_BTC: Array, start_B: Array | None) -> tuple[Array, Array, Array]:
-        """(B, T, H, D) each. start_B: the position of each row's first entry (default 0)."""
+        """Queries, keys and values, (B, T, H, D) each. start_B: the position of each row's first entry (default: 0)."""
         c = self.config
         x_BTC, kernel_C3C = x_BTC.astype(c.computing_dtype), self.qkv_kernel_C3C.astype(c.computing_dtype)
         qkv_3BTC = product(jnp.einsum("btc,cne->nbte", x_BTC, kernel_C3C))
@@ -71,7 +72,7 @@ class CausalSelfAttention(nn.Module):
 
     @nn.nowrap
     def empty(self, batch: int, capacity: int) -> AttentionState:
-        """An empty memory with room for ``capacity`` positions."""
+        """The state at the beginning of a sequence, with room for ``capacity`` positions."""
         c = self.config
         stored_BHND = jnp.zeros((batch, c.n_head, capacity, c.head_width), c.dtype)
         return AttentionState(keys_BHND=stored_BHND, values_BHND=stored_BHND)

@@ -1,4 +1,7 @@
-"""The configs of networks: one frozen object that goes whole from the flags down to every unit."""
+"""The configs of networks. One frozen config object is passed from the flags down to every unit.
+
+The help text of a field is the help text of its flag. `mosaics_jax/shapes.py` explains letters such as V, H and T.
+"""
 
 import dataclasses
 import math
@@ -16,22 +19,26 @@ RETRIEVAL_FORMS = tuple(form.value for form in RetrievalForm)
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The fields that every network has. The defaults are the published 12-block model (v1 section 5)."""
+    """The fields that all networks have. The defaults are those of the published 12-block model (v1 section 5)."""
 
-    vocab_size: int = setting(50304, "V: tokens of the vocabulary")
-    n_layer: int = setting(12, "L: blocks")
-    n_head: int = setting(12, "H: heads (memories, or attention heads, in parallel); divides n_embd")
+    vocab_size: int = setting(50304, "V: number of tokens in the vocabulary")
+    n_layer: int = setting(12, "L: number of blocks")
+    n_head: int = setting(12, "H: number of heads (memories, or attention heads, in parallel); divides n_embd")
     n_embd: int = setting(768, "C: width of the model")
-    weight_tying: bool = setting(True, "the head is the embedding")
-    bias: bool = setting(False, "biases in projections and normalization")
-    skip_tokens: int = setting(0, "positions at the beginning that give no logits and carry no loss")
-    dtype: str = setting("float32", "type of computation; parameters are float32", ("float32", "bfloat16", "float64"))
+    weight_tying: bool = setting(True, "use the embedding matrix as output matrix")
+    bias: bool = setting(False, "add biases to projections and layer normalization")
+    skip_tokens: int = setting(0, "number of positions at the beginning that get no logits and no loss")
+    dtype: str = setting(
+        "float32", "type of activations and products; parameters are float32", ("float32", "bfloat16", "float64")
+    )
     remat: str = setting(
         "none",
-        "what backward recomputes: nothing, all but products, all; on CPU it needs scan_layers",
+        "what the backward pass recomputes; none; dots: all but products; full: all (on CPU only with scan_layers)",
         ("none", "dots", "full"),
     )
-    scan_layers: bool = setting(False, "scan over stacked blocks: compile time does not grow with depth")
+    scan_layers: bool = setting(
+        False, "compile one block and scan over the stacked parameters of all: compile time does not grow with n_layer"
+    )
 
     def __post_init__(self) -> None:
         check_sizes(self, ("vocab_size", "n_layer", "n_head", "n_embd"))
@@ -47,61 +54,75 @@ class ModelConfig:
 
     @property
     def computing_dtype(self) -> jnp.dtype:
-        """``dtype`` as JAX knows it."""
+        """``dtype`` as a JAX dtype."""
         return jnp.dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class MosaicConfig(ModelConfig):
-    """A Memory Mosaic. The defaults are the published 12-block model (v1 section 5)."""
+    """The config of a Memory Mosaic. The defaults are those of the published 12-block model (v1 section 5)."""
 
-    pmem_size: int = setting(2688, "M: slots of a persistent memory, per head and bank")
-    pmem_count: int = setting(1, "K: banks of persistent memory, averaged")
-    pre_ln: bool = setting(True, "normalize the input of each unit; False normalizes the stream itself")
-    attn_only: bool = setting(False, "contextual memories alone, no second unit in a block")
-    feed_forward: bool = setting(False, "a two-layer network of hidden width 4 C in place of persistent memory")
-    value_convolution: bool = setting(False, "values from a full width-2 convolution instead of the mixture c (eq. 6)")
-    key_taps: int = setting(1, "S: positions that W_phi convolves over, the newest last")
+    pmem_size: int = setting(2688, "M: number of slots of a persistent memory, per head and bank")
+    pmem_count: int = setting(1, "K: number of banks of persistent memory, whose answers are averaged")
+    pre_ln: bool = setting(True, "normalize the input of each unit; if False, normalize the residual stream itself")
+    attn_only: bool = setting(False, "blocks of a contextual memory only, without a second unit")
+    feed_forward: bool = setting(False, "replace persistent memory by a two-layer network of hidden width 4 C")
+    value_convolution: bool = setting(
+        False, "compute values by a full convolution of width 2 instead of the mixture c (eq. 6)"
+    )
+    key_taps: int = setting(1, "S: number of positions that the convolution W_phi covers, up to the current one")
     leaky_average: str = setting(
         "learned",
-        "rates of the leaky averages in keys (eq. 6): learned; fixed at their initial values; off: keys from x_t alone",
+        "decay rates of the leaky averages in keys (eq. 6); learned; fixed: at initial values; off: keys from x_t only",
         LEAKY_AVERAGES,
     )
     normalized_keys: bool = setting(
-        True, "keys and queries of one norm (eq. 6); False: of any norm, compared by the Gaussian kernel (eq. 2)"
+        True,
+        "normalize keys and queries (eq. 6); if False, compare unnormalized ones by the Gaussian kernel (eq. 2)",
     )
-    asymmetric: bool = setting(False, "contextual queries from an extractor of their own, as in attention, not the key")
+    asymmetric: bool = setting(
+        False, "compute contextual queries by an extractor of their own, as in attention; if False, a query is the key"
+    )
     peek: bool = setting(
-        True, "values know x_{t+1} (eq. 5); False: values from x_t alone, which queries still find strictly later"
+        True,
+        "compute value t from x_t and x_{t+1} (eq. 5); if False, from x_t only; queries still see earlier pairs only",
     )
-    variant: str = setting("library", "which of the authors' codes to follow to the last digit", ("library", "nano"))
-    ic_dropout: float = setting(0.05, "dropout on retrieval weights")
-    hd_dropout: float = setting(0.05, "dropout after the output projection W_z of each unit")
-    embed_dropout: float = setting(0.0, "dropout on embeddings")
-    retrieval: str = setting("auto", "form of retrieval, or of attention", RETRIEVAL_FORMS)
+    variant: str = setting(
+        "library", "which of the authors' two codes to reproduce: Library or nanoMosaics", ("library", "nano")
+    )
+    ic_dropout: float = setting(0.05, "dropout rate of retrieval weights")
+    hd_dropout: float = setting(0.05, "dropout rate after the output projection W_z of each unit")
+    embed_dropout: float = setting(0.0, "dropout rate of embeddings")
+    retrieval: str = setting(
+        "auto", "how retrieval or attention is computed; all choices give the same results", RETRIEVAL_FORMS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self, ("pmem_size", "pmem_count", "key_taps"))
         check_rates(self, ("ic_dropout", "hd_dropout", "embed_dropout"))
         if self.value_convolution and not self.peek:
-            raise ValueError("value_convolution=True is a way to peek at x_{t+1}: it goes with peek=True alone")
+            raise ValueError("value_convolution=True computes values from x_t and x_{t+1}: it needs peek=True")
 
     @property
     def recipe(self) -> "Recipe":
-        """The constants of the variant."""
+        """The constants of ``variant``."""
         return RECIPES[self.variant]
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config(ModelConfig):
-    """A GPT-2. The defaults are the paper's 12-block baseline: no biases, context 512."""
+    """The config of a GPT-2. The defaults are those of the paper's 12-block baseline: no biases, context length 512."""
 
-    context_length: int = setting(512, "T: positions that are learned")
-    rotary: bool = setting(False, "rotary positions in attention in place of learned ones: no limit on T")
-    gelu: str = setting("tanh", "GELU of the baseline: tanh as in Library, erf as in nanoMosaics", ("tanh", "erf"))
-    dropout: float = setting(0.05, "dropout of the baseline: embeddings, attention weights, outputs of units")
-    retrieval: str = setting("auto", "form of retrieval, or of attention", RETRIEVAL_FORMS)
+    context_length: int = setting(512, "T: number of learned positions")
+    rotary: bool = setting(False, "use rotary positions in attention instead of learned ones: no limit on T")
+    gelu: str = setting(
+        "tanh", "GELU of the baseline: tanh approximation as in Library, exact (erf) as in nanoMosaics", ("tanh", "erf")
+    )
+    dropout: float = setting(0.05, "dropout rate of embeddings, attention weights and outputs of units")
+    retrieval: str = setting(
+        "auto", "how retrieval or attention is computed; all choices give the same results", RETRIEVAL_FORMS
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,12 +137,12 @@ Constant = Callable[[MosaicConfig], float]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What the authors' codes do not agree on: bounds, epsilons, factors, and initial standard deviations.
+    """The constants in which the authors' two codes differ: bounds, epsilons, factors and initial standard deviations.
 
-    eps: added to the norm of keys and values. log_scale_bound: the largest logarithm of a key's scale a;
-    log_squared_scale_bound: that of a^2, the scale of a query to persistent memory. logit_scale: factor of the logits.
-    Standard deviations: projection_std of W_phi and W_psi; output_std of W_z; embedding_std of the embedding; head_std
-    of a head that is not the embedding.
+    eps: added to the norm of keys and values. log_scale_bound: upper bound of log a, where a is the scale of keys.
+    log_squared_scale_bound: upper bound of log a^2, where a^2 is the scale of queries to persistent memory.
+    logit_scale: factor of the logits. Initial standard deviations: projection_std of W_phi and W_psi; output_std of
+    W_z; embedding_std of the embedding; head_std of an output matrix that is not the embedding.
     """
 
     eps: float
@@ -135,7 +156,7 @@ class Recipe:
 
 
 RECIPES = {
-    # `Library` bounds the logarithm of the scale before the scale is squared, `nanoMosaics` after.
+    # For a^2, `Library` bounds log a and then doubles it; `nanoMosaics` bounds log a^2.
     "library": Recipe(
         eps=0.0,
         log_scale_bound=5.0,

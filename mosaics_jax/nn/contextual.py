@@ -1,4 +1,4 @@
-"""Contextual memory (v1 eq. 4-7): predicts the near future from the recent past, from pairs stored in this sequence."""
+"""Contextual memory (v1 eq. 4-7): predicts the near future from pairs that it stored earlier in the same sequence."""
 
 from typing import Any
 
@@ -15,13 +15,14 @@ from mosaics_jax.shapes import Array
 
 
 class ContextualMemory(nn.Module):
-    """One contextual memory per head: key and value extractors, strictly causal retrieval, W_z. (B, T, C) to the same.
+    """One contextual memory per head: extractors, strictly causal retrieval, W_z. (B, T, C) to the same shape.
 
-    The key serves as query too. ``ic_dropout`` acts on retrieval weights, ``hd_dropout`` after W_z.
+    The query of a position equals its key. ``ic_dropout`` acts on retrieval weights, ``hd_dropout`` after W_z.
 
-    Ablations. Keys without ``normalized_keys`` are compared by the Gaussian kernel (`gaussian_pair`). ``asymmetric``:
-    queries from an extractor of their own. Without ``peek`` a value does not know x_{t+1}, yet query t still sees only
-    pairs i < t: pair t, whose key equals the query, would outweigh the rest, and the ablation would change two things.
+    Ablations. ``normalized_keys=False``: keys and queries are compared by the Gaussian kernel (`gaussian_pair`).
+    ``asymmetric=True``: queries have an extractor of their own. ``peek=False``: value t does not depend on x_{t+1}.
+    Query t still sees only pairs i < t. Otherwise pair t, whose key equals the query, would dominate the answer, and
+    the ablation would change two things at once.
     """
 
     config: MosaicConfig
@@ -51,14 +52,14 @@ class ContextualMemory(nn.Module):
         return self._output(answers_BTHD, train)
 
     def extend(self, x_BTC: Array, state: ContextualState, span: Span) -> tuple[Array, ContextualState]:
-        """The answers to a chunk that continues a sequence, and the state after it."""
+        """The answers to a chunk that continues a sequence, and the state after the chunk."""
         keys_BTHD, key_state = self.key.extend(x_BTC, state.key, span)
         values_BTHD, pending_value_BHD = self.value.extend(x_BTC, state.pending_value_BHD, span)
         queries_BTHD, query_state = keys_BTHD, state.query
         if query_state is not None:
             queries_BTHD, query_state = self.query.extend(x_BTC, query_state, span)
         queries_BTHD, keys_BTHD, values_BTHD = self._comparable(queries_BTHD, keys_BTHD, values_BTHD)
-        # Position t completes the pair of t - 1: its key waited for the value.
+        # Position t completes the value of pair t - 1, which is then stored with its key.
         stored_BTHD = jnp.concatenate([state.pending_key_BHD[:, None], keys_BTHD[:, :-1]], axis=1)
         state = ContextualState(
             key=key_state,
@@ -74,7 +75,7 @@ class ContextualMemory(nn.Module):
         return self._output(answers_BTHD, train=False), state
 
     def _comparable(self, queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array) -> tuple[Array, Array, Array]:
-        """Queries, keys and values as retrieval takes them: compared by dot products, and all of one width."""
+        """Queries and keys that retrieval may compare by dot products, and values, all of one width."""
         if self.config.normalized_keys:
             return queries_BTHD, keys_BTHD, values_BTHD
         return *gaussian_pair(queries_BTHD, keys_BTHD), jnp.pad(values_BTHD, ((0, 0), (0, 0), (0, 0), (0, 1)))
@@ -85,7 +86,7 @@ class ContextualMemory(nn.Module):
 
     @nn.nowrap
     def empty(self, batch: int, capacity: int) -> ContextualState:
-        """An empty memory with room for ``capacity`` positions."""
+        """The state at the beginning of a sequence, with room for ``capacity`` positions."""
         c = self.config
         width = c.head_width if c.normalized_keys else c.head_width + 1
         keys = KeyExtractor(c, parent=None)
@@ -101,5 +102,5 @@ class ContextualMemory(nn.Module):
 
 
 def output_projection(c: MosaicConfig) -> Any:
-    """W_z: the answers of all heads, concatenated, to the width of the model."""
+    """W_z: maps the concatenated answers of all heads to the width of the model."""
     return Projection(c.n_embd, c.recipe.output_std(c), ("heads", "embed"), bias=c.bias, dtype=c.computing_dtype)

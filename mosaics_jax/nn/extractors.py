@@ -1,4 +1,4 @@
-"""Key and value extractors (v1 eq. 5, 6): what turns inputs into the pairs that memories store."""
+"""Key and value extractors (v1 eq. 5, 6): they compute the pairs that memories store from their inputs."""
 
 from typing import Any
 
@@ -13,19 +13,20 @@ from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.ops.products import product
 from mosaics_jax.shapes import Array, Dtype
 
-# Learned scalars are stored divided by this, so that one learning rate suits them and the matrices (authors' code).
+# Learned scalars are stored divided by this, so that one learning rate suits scalars and matrices (authors' code).
 SCALAR_UNIT = 10.0
 
 
 class KeyExtractor(nn.Module):
     """k_t = a unit(kbar_t), where kbar is the leaky average of W_phi x (v1 eq. 6). (B, T, C) to (B, T, H, D).
 
-    a = exp(10 bandwidth) per head, so that the kernel has beta = a^2. With ``squared_scale``, a^2 takes the place of a:
-    the scale of a query to keys that have none. The recipe bounds both. The leaky average decays at 10 |decay| per
-    position. With ``key_taps`` > 1, W_phi is a causal convolution, the newest tap last.
+    The scale a = exp(10 bandwidth) is one number per head; the kernel of the memory has beta = a^2. With
+    ``squared_scale`` the factor is a^2 instead of a, for queries to keys without a scale. The recipe bounds both. The
+    rate of the leaky average is 10 |decay| per position. If ``key_taps`` > 1, W_phi is a causal convolution, whose last
+    tap is the current position.
 
-    Ablations. ``leaky_average``: rates are "learned", "fixed" at their initial values, or "off", kbar_t = W_phi x_t.
-    Without ``normalized_keys``, k_t = a kbar_t / sqrt(D): sqrt(D) is about the norm of W_phi x at initialization.
+    Ablations. ``leaky_average``: rates are "learned", "fixed" at their initial values, or "off": kbar_t = W_phi x_t.
+    ``normalized_keys=False``: k_t = a kbar_t / sqrt(D), where sqrt(D) is about the norm of W_phi x at initialization.
     """
 
     config: MosaicConfig
@@ -42,7 +43,7 @@ class KeyExtractor(nn.Module):
         decay_H = jnp.linspace(0.5, 5.0, c.n_head) / SCALAR_UNIT
         if c.leaky_average == "learned":
             decay_H = self.param("decay", constant(decay_H, "head"), (c.n_head,))
-        # Without a leaky average nothing of the past is kept, as at an infinite rate.
+        # Without a leaky average, keys do not depend on the past: the rate is infinite.
         self.rate_H = jnp.full(c.n_head, jnp.inf) if c.leaky_average == "off" else SCALAR_UNIT * jnp.abs(decay_H)
 
     def __call__(self, x_BTC: Array) -> Array:
@@ -51,22 +52,25 @@ class KeyExtractor(nn.Module):
         return self._keys(self._sums(padded, None))
 
     def extend(self, x_BTC: Array, state: KeyState, span: Span) -> tuple[Array, KeyState]:
-        """The keys of a chunk that continues a sequence, and the state after its last valid position."""
-        padded = jnp.concatenate([state.inputs_BSC.astype(x_BTC.dtype), x_BTC], axis=1)
-        sums_BTHD = self._sums(padded, state.sum_BHD)
+        """The keys of a chunk that continues a sequence, and the state after the last valid position of the chunk."""
+        padded_BTC = jnp.concatenate([state.inputs_BSC.astype(x_BTC.dtype), x_BTC], axis=1)
+        sums_BTHD = self._sums(padded_BTC, state.sum_BHD)
         index_BS = span.valid_B[:, None] + jnp.arange(self.config.key_taps - 1)
         after = KeyState(
             sum_BHD=last_valid(state.sum_BHD, sums_BTHD, span.valid_B),
-            inputs_BSC=jnp.take_along_axis(padded, index_BS[..., None], axis=1),
+            inputs_BSC=jnp.take_along_axis(padded_BTC, index_BS[..., None], axis=1),
         )
         return self._keys(sums_BTHD), after
 
-    def _sums(self, padded: Array, before_BHD: Array | None) -> Array:
-        """The leaky sums of W_phi x. ``padded``: the inputs (B, S - 1 + T, C) with those of earlier taps in front."""
-        raw_BTHD = split_heads(self.W_phi(padded), self.config.n_head)
+    def _sums(self, padded_BTC: Array, state_BHD: Array | None) -> Array:
+        """The leaky sums of W_phi x, (B, T, H, D).
+
+        padded_BTC: the inputs at T positions, after those at the S - 1 positions before. state_BHD: the sum before.
+        """
+        raw_BTHD = split_heads(self.W_phi(padded_BTC), self.config.n_head)
         if self.config.leaky_average == "off":
             return raw_BTHD.astype(accumulation_dtype(raw_BTHD))
-        return leaky_average(raw_BTHD, self.rate_H, before_BHD)
+        return leaky_average(raw_BTHD, self.rate_H, state_BHD)
 
     def _keys(self, sums_BTHD: Array) -> Array:
         recipe = self.config.recipe
@@ -74,12 +78,12 @@ class KeyExtractor(nn.Module):
         bound = recipe.log_scale_bound
         if self.squared_scale:
             log_scale_H, bound = 2 * log_scale_H, recipe.log_squared_scale_bound
-        # jnp.minimum would halve the gradient at the bound itself; the authors' clamp passes it whole.
+        # At the bound itself, jnp.minimum would halve the gradient; the authors' clamp passes all of it.
         log_scale_H = jnp.where(log_scale_H <= bound, log_scale_H, bound)
         if self.config.normalized_keys:
             keys_BTHD = unit(sums_BTHD, recipe.eps)
         else:
-            # The factor that makes an average of the sum, which a norm cancels, counts here.
+            # 1 - exp(-rate) turns the leaky sum into an average. Normalization would cancel this factor.
             keys_BTHD = head_scalars(-jnp.expm1(-self.rate_H)) * sums_BTHD / sums_BTHD.shape[-1] ** 0.5
         return (head_scalars(jnp.exp(log_scale_H)) * keys_BTHD).astype(self.config.computing_dtype)
 
@@ -92,13 +96,13 @@ class KeyExtractor(nn.Module):
 
 
 class ValueExtractor(nn.Module):
-    """v_t = g unit(c W_psi x_t + (1 - c) W_psi x_{t+1}): a value peeks one position ahead (v1 eq. 5, 6).
+    """v_t = g unit(c W_psi x_t + (1 - c) W_psi x_{t+1}): a value depends on the next input (v1 eq. 5, 6).
 
-    (B, T, C) to (B, T, H, D). g = exp(10 gain) and the mixture c, parameter ``peek``, are a scalar per head each; c is
-    not confined to [0, 1]. With ``value_convolution`` the mixture is a convolution of width 2, W_0 x_t + W_1 x_{t+1}.
-    Without ``peek``, an ablation, v_t = g unit(W_psi x_t). Beyond the end of the sequence, x is zero.
+    (B, T, C) to (B, T, H, D). The gain g = exp(10 gain) and the mixture c (parameter ``peek``) are one number per head;
+    c may leave [0, 1]. ``value_convolution=True``: v_t = g unit(W_0 x_t + W_1 x_{t+1}). ``peek=False``, an ablation:
+    v_t = g unit(W_psi x_t). Beyond the end of the sequence, x is zero.
 
-    A value is a function of a sum: what its own position gives (``now``) and what the next position adds (``next``).
+    The argument of ``unit`` is a sum of two terms, one of x_t (``now``) and one of x_{t+1} (``next``).
     """
 
     config: MosaicConfig
@@ -121,16 +125,16 @@ class ValueExtractor(nn.Module):
         return self.value(now_BTHD + next_position(next_BTHD))
 
     def extend(self, x_BTC: Array, pending_BHD: Array, span: Span) -> tuple[Array, Array]:
-        """The values of the positions t - 1, which the inputs of a chunk complete, and the part that waits after it.
+        """The values that a chunk of T positions completes, (B, T, H, D), and the pending term after the chunk.
 
-        pending_BHD: what the position before the chunk gives to its own value.
+        The input of position t completes value t - 1. pending_BHD: the ``now`` term of the position before the chunk.
         """
         now_BTHD, next_BTHD = self.parts(x_BTC)
-        waiting_BTHD = jnp.concatenate([pending_BHD[:, None], now_BTHD[:, :-1]], axis=1)
-        return self.value(waiting_BTHD + next_BTHD), last_valid(pending_BHD, now_BTHD, span.valid_B)
+        pending_BTHD = jnp.concatenate([pending_BHD[:, None], now_BTHD[:, :-1]], axis=1)
+        return self.value(pending_BTHD + next_BTHD), last_valid(pending_BHD, now_BTHD, span.valid_B)
 
     def parts(self, x_BTC: Array) -> tuple[Array, Array]:
-        """What each position gives to its own value, and to the value before, (B, T, H, D) each; at least float32."""
+        """The terms of each x_t: ``now`` in value t, ``next`` in value t - 1: (B, T, H, D) each, at least float32."""
         c = self.config
         if c.value_convolution:
             kernel_SCC, bias_C = self.W_psi.parameters(c.n_embd)
@@ -148,15 +152,16 @@ class ValueExtractor(nn.Module):
         return now_BTHD.astype(wide), next_BTHD.astype(wide)
 
     def value(self, sum_BTHD: Array) -> Array:
-        """v from the sum of both parts."""
+        """The values, from the sums of both terms."""
         gain_H = jnp.exp(SCALAR_UNIT * self.gain_H)
         return (head_scalars(gain_H) * unit(sum_BTHD, self.config.recipe.eps)).astype(self.config.computing_dtype)
 
 
 class TimeConvolution(nn.Module):
-    """Convolution over time, all channels to all channels: (B, S - 1 + T, C) to (B, T, features), newest tap last.
+    """Causal convolution over time, from all channels to all channels: (B, S - 1 + T, C) to (B, T, features).
 
-    Parameters ``kernel`` (S, C, features) ~ N(0, std / sqrt(S)) for S taps, and optionally ``bias``.
+    Parameters: ``kernel`` (S, C, features) ~ N(0, std / sqrt(S)), whose last tap is the current position, and
+    optionally ``bias``.
     """
 
     features: int
@@ -167,17 +172,17 @@ class TimeConvolution(nn.Module):
 
     @nn.compact
     def parameters(self, width: int) -> tuple[Array, Array]:
-        """Kernel and bias (0 if there is none) in the computing type."""
+        """Kernel and bias (0 if there is none) in ``dtype``."""
         init = normal(self.std / self.taps**0.5, "taps", "embed", "heads")
         kernel_SCC = self.param("kernel", init, (self.taps, width, self.features)).astype(self.dtype)
         if not self.bias:
             return kernel_SCC, jnp.zeros((), self.dtype)
         return kernel_SCC, self.param("bias", constant(0.0, "heads"), (self.features,)).astype(self.dtype)
 
-    def __call__(self, padded: Array) -> Array:
-        """``padded``: the inputs with those of the S - 1 positions before in front."""
-        kernel_SCC, bias_C = self.parameters(padded.shape[-1])
-        time = padded.shape[1] - (self.taps - 1)
-        x = padded.astype(self.dtype)
-        taps = (jnp.einsum("btc,ce->bte", x[:, s : s + time], kernel_SCC[s]) for s in range(self.taps))
+    def __call__(self, padded_BTC: Array) -> Array:
+        """The outputs at T positions. padded_BTC: their inputs, after those of the S - 1 positions before."""
+        kernel_SCC, bias_C = self.parameters(padded_BTC.shape[-1])
+        time = padded_BTC.shape[1] - (self.taps - 1)
+        padded_BTC = padded_BTC.astype(self.dtype)
+        taps = (jnp.einsum("btc,ce->bte", padded_BTC[:, s : s + time], kernel_SCC[s]) for s in range(self.taps))
         return bias_C + product(sum(taps, jnp.zeros((), self.dtype)))

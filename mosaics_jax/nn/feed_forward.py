@@ -1,4 +1,4 @@
-"""Two-layer network: the GPT-2 baseline's, and an ablation of persistent memory (v1 section 5)."""
+"""A two-layer network: a unit of the GPT-2 baseline, and an ablation that replaces persistent memory (v1 section 5)."""
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ from mosaics_jax.shapes import Array, Dtype
 
 
 class FeedForward(nn.Module):
-    """Projection to ``hidden``, GELU, projection back, dropout. (B, T, C) to the same.
+    """Projection to ``hidden`` = F channels, GELU, projection back, dropout. (B, T, C) to the same shape.
 
-    tanh_gelu: the tanh approximation of GELU, else the exact one.
+    std, output_std: initial standard deviations of the two kernels. tanh_gelu: use the tanh approximation of GELU.
     """
 
     hidden: int
@@ -25,7 +25,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """Each position by itself."""
+        """The outputs of a whole sequence; positions do not depend on each other."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         h_BTF = Projection(self.hidden, self.std, ("embed", "mlp"), name="up", **common)(x_BTC)
@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
     def extend(self, x_BTC: Array, state: None, span: Span) -> tuple[Array, None]:
-        """A chunk of a sequence. Positions do not depend on each other: there is no state."""
+        """The outputs of a chunk. There is no state."""
         del span
         return self(x_BTC), state
 

@@ -1,4 +1,4 @@
-"""Persistent memory (v1 section 5): pairs that are parameters and outlive every sequence."""
+"""Persistent memory (v1 section 5): its key-value pairs are parameters, the same for all sequences."""
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,12 @@ from mosaics_jax.shapes import Array
 
 
 class PersistentMemory(nn.Module):
-    """``pmem_count`` banks of ``pmem_size`` learned pairs per head, queried with a^2 khat; W_z. (B, T, C) to the same.
+    """K = ``pmem_count`` banks of M = ``pmem_size`` learned pairs per head, and W_z. (B, T, C) to the same shape.
 
-    The learned keys carry no scale, hence the square. Parameters P_k, P_v (K, H, M, D) ~ N(0, 1/sqrt(D)), which are not
-    normalized; gain: one scalar per head, g = exp(10 gain) applied to the answer. The ablations ``leaky_average`` and
-    ``normalized_keys`` are those of the `KeyExtractor` that makes the queries.
+    Queries are a^2 unit(kbar_t), as of a `KeyExtractor`: the learned keys have no scale, so that queries have its
+    square. The answer is the mean over banks, times g = exp(10 gain). Parameters: P_k, P_v (K, H, M, D) ~
+    N(0, 1/sqrt(D)), which are not normalized; gain, one scalar per head. The ablations ``leaky_average`` and
+    ``normalized_keys`` act on the queries.
     """
 
     config: MosaicConfig
@@ -39,7 +40,7 @@ class PersistentMemory(nn.Module):
         return self._answer(self.key(x_BTC), train)
 
     def extend(self, x_BTC: Array, state: KeyState, span: Span) -> tuple[Array, KeyState]:
-        """The answers to a chunk that continues a sequence, and the state after it: that of the key extractor."""
+        """The answers to a chunk that continues a sequence, and the state of the key extractor after the chunk."""
         queries_BTHD, state = self.key.extend(x_BTC, state, span)
         return self._answer(queries_BTHD, train=False), state
 
@@ -60,6 +61,6 @@ class PersistentMemory(nn.Module):
 
     @nn.nowrap
     def empty(self, batch: int, capacity: int) -> KeyState:
-        """The state at the beginning of a sequence, which does not grow with ``capacity``."""
+        """The state at the beginning of a sequence; its size does not depend on ``capacity``."""
         del capacity
         return KeyExtractor(self.config, parent=None).empty(batch)

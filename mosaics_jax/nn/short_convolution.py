@@ -1,4 +1,4 @@
-"""Convolution over a few positions, each channel by itself: a little local order for a mixer that has none."""
+"""Causal convolution over a few positions, channel by channel: it gives a mixer information about local order."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from mosaics_jax.shapes import Array, Dtype
 
 
 class ShortConvolution(nn.Module):
-    """y_t = b + sum_s w_s x_{t - s}, s = 0 .. taps - 1, channel by channel. (B, T, C) to the same.
+    """y_t = b + sum_s w_s x_{t - s}, s = 0 .. taps - 1, channel by channel. (B, T, C) to the same shape.
 
-    Parameters ``kernel`` (S, C) ~ U(-1/sqrt(S), 1/sqrt(S)), the newest tap last, and optionally ``bias`` (C,) = 0;
-    ``axis`` names the channels. As before the selective scan of Mamba (Gu & Dao 2023, figure 3).
+    Parameters: ``kernel`` (S, C) ~ U(-1/sqrt(S), 1/sqrt(S)), whose last tap is the current position, and optionally
+    ``bias`` (C,) = 0. ``axis``: the logical axis of the channels. Mamba has this convolution before its selective
+    scan (Gu & Dao 2023, figure 3).
     """
 
     taps: int
@@ -33,15 +34,15 @@ class ShortConvolution(nn.Module):
         time, width = x_BTC.shape[1:]
         init = nn.with_logical_partitioning(uniform, ("taps", self.axis))
         kernel_SC = jnp.asarray(self.param("kernel", init, (self.taps, width)), self.dtype)
-        padded = jnp.pad(x_BTC.astype(self.dtype), ((0, 0), (self.taps - 1, 0), (0, 0)))
-        y_BTC = functools.reduce(jnp.add, (padded[:, s : s + time] * kernel_SC[s] for s in range(self.taps)))
+        padded_BTC = jnp.pad(x_BTC.astype(self.dtype), ((0, 0), (self.taps - 1, 0), (0, 0)))
+        y_BTC = functools.reduce(jnp.add, (padded_BTC[:, s : s + time] * kernel_SC[s] for s in range(self.taps)))
         if self.bias:
             y_BTC += self.param("bias", constant(0.0, self.axis), (width,)).astype(self.dtype)
         return y_BTC
 
 
 class Convolved(nn.Module):
-    """The unit that ``inner`` makes, behind a short convolution of its input. (B, T, C) to the same."""
+    """A short convolution, followed by the unit that ``inner`` makes. (B, T, C) to the same shape."""
 
     inner: Callable[..., nn.Module]
     taps: int
@@ -49,6 +50,6 @@ class Convolved(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         x_BTC = ShortConvolution(self.taps, dtype=self.dtype, name="convolution")(x_BTC)
         return self.inner(name="inner")(x_BTC, train)

@@ -1,4 +1,4 @@
-"""Pure functions on arrays, without parameters. Each fast form stands beside a naive one that is obviously right."""
+"""Pure functions on arrays, without parameters. Each fast form stands beside a naive one that is easy to verify."""
 
 from mosaics_jax.ops.averages import LeakyForm, leaky_average, next_position
 from mosaics_jax.ops.kernel_regression import gaussian_pair, gaussian_regression, unit_key_regression

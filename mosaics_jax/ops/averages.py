@@ -1,11 +1,11 @@
-"""The leaky average over time, one rate of decay a head (v1 eq. 6), and the input of the next position (v1 eq. 5).
+"""The leaky average over time, with one decay rate per head (v1 eq. 6), and the shift to the next position (v1 eq. 5).
 
     y_t = sum_{s <= t} exp(-rate (t - s)) x_s        so that        y_t = exp(-rate) y_{t-1} + x_t
 
-The factor 1 - exp(-rate) of an average is left out: it cancels where y is divided by its norm, and without it a rate
-of 0 gives the plain sum instead of 0. Multiply by the factor to get the average itself.
+An average would have the factor 1 - exp(-rate). It is left out: dividing y by its norm cancels it, and without it a
+rate of 0 gives the plain sum instead of 0. Multiply y by the factor to get the average itself.
 
-Shapes here: G chunks of R positions; shards of time in place of S taps.
+Shapes here: I chunks, Q positions of a chunk, J shards of time.
 """
 
 import enum
@@ -21,27 +21,28 @@ from mosaics_jax.ops.platform import platform
 from mosaics_jax.shapes import Array
 from mosaics_jax.sharding import HEADS, map_shards, time_axes
 
-CHUNK = 64
+CHUNK = 64  # positions of a chunk
 
 
 class LeakyForm(enum.Enum):
-    """How the recurrence is computed. AUTO: SCAN on CPU, CHUNKED elsewhere."""
+    """How the recurrence is computed. AUTO selects SCAN on CPU and CHUNKED elsewhere."""
 
     AUTO = "auto"
-    NAIVE = "naive"  # a T x T matrix of powers
-    SCAN = "scan"  # step by step
-    CHUNKED = "chunked"  # matrix products within chunks, one carried state between them
+    NAIVE = "naive"  # a product with the T x T matrix of decays
+    SCAN = "scan"  # position by position
+    CHUNKED = "chunked"  # matrix products within chunks; the state is carried from chunk to chunk
 
 
 def leaky_average(
     x_BTHD: Array, rate_H: Array, state_BHD: Array | None = None, form: LeakyForm = LeakyForm.AUTO
 ) -> Array:
-    """y_BTHD in at least float32, the type of the sums whatever the type of ``x``.
+    """y_BTHD, accumulated and returned in at least float32.
 
-    rate_H >= 0, per position. state_BHD is y just before the first position (default 0): the last row of the result is
-    the state that the next chunk of the sequence starts from. The gradient with respect to the rate is exact.
+    rate_H >= 0, in 1 / position. state_BHD: y before the first position (default: zeros); to continue a sequence, pass
+    the last position of the previous result. The gradient with respect to the rate is exact.
 
-    Where a mesh splits time, each shard starts at zero, and the average that earlier shards leave is added to it.
+    If the mesh shards time, each device runs the recurrence on its shard from zero, and then adds the decayed result of
+    all earlier shards.
     """
     chex.assert_rank([x_BTHD, rate_H], [4, 1])
     batch, _, heads, width = x_BTHD.shape
@@ -56,10 +57,10 @@ def leaky_average(
     if state_BHD is None:
         state_BHD = jnp.zeros((batch, heads, width), dtype)
     chex.assert_shape(state_BHD, (batch, heads, width))
-    return _whole(form, x_BTHD, rate_H, state_BHD.astype(dtype))
+    return _unsharded(form, x_BTHD, rate_H, state_BHD.astype(dtype))
 
 
-def _whole(form: LeakyForm, x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
+def _unsharded(form: LeakyForm, x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
     time = x_BTHD.shape[1]
     if time == 0:
         return x_BTHD
@@ -78,28 +79,31 @@ def _naive(x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
 
 
 def _on_time_shard(form: LeakyForm, axes: tuple[str, ...], x_BTHD: Array, rate_H: Array) -> Array:
-    y_BTHD = _whole(form, x_BTHD, rate_H, jnp.zeros_like(x_BTHD[:, 0]))
+    y_BTHD = _unsharded(form, x_BTHD, rate_H, jnp.zeros_like(x_BTHD[:, 0]))
     time = x_BTHD.shape[1]
-    lasts_SBHD = lax.all_gather(y_BTHD[:, -1], axes)
-    age_S = lax.axis_index(axes) - 1 - jnp.arange(len(lasts_SBHD))
-    share_SH = jnp.where(age_S[:, None] >= 0, jnp.exp(-rate_H * time * jnp.maximum(age_S, 0)[:, None]), 0.0)
-    before_BHD = jnp.sum(share_SH[:, None, :, None] * lasts_SBHD, axis=0)
+    last_JBHD = lax.all_gather(y_BTHD[:, -1], axes)
+    age_J = lax.axis_index(axes) - 1 - jnp.arange(len(last_JBHD))  # whole shards between shard j and this one
+    decay_JH = jnp.where(age_J[:, None] >= 0, jnp.exp(-rate_H * time * jnp.maximum(age_J, 0)[:, None]), 0.0)
+    before_BHD = jnp.sum(decay_JH[:, None, :, None] * last_JBHD, axis=0)
     decay_TH = jnp.exp(-rate_H * (jnp.arange(time)[:, None] + 1))
     return y_BTHD + decay_TH[..., None] * before_BHD[:, None]
 
 
-def next_position(x_BTHD: Array) -> Array:
-    """x_{t+1} at position t; 0 at the last. Where a mesh splits time, a shard gets its last one from the next shard."""
-    axes = time_axes(x_BTHD)
+def next_position(x: Array) -> Array:
+    """x_{t+1} at position t, and 0 at the last position: (B, T, C) or (B, T, H, D) to the same shape.
+
+    If the mesh shards time, each device receives the first position of the next shard.
+    """
+    axes = time_axes(x)
     if not axes:
-        return jnp.pad(x_BTHD[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        return jnp.pad(x[:, 1:], ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
 
-    def on_shard(x_BTHD: Array) -> Array:
+    def on_shard(x: Array) -> Array:
         (axis,) = axes
-        to_the_shard_before = [(shard, shard - 1) for shard in range(1, lax.axis_size(axis))]
-        return jnp.concatenate([x_BTHD[:, 1:], lax.ppermute(x_BTHD[:, :1], axis, to_the_shard_before)], axis=1)
+        to_previous_shard = [(shard, shard - 1) for shard in range(1, lax.axis_size(axis))]
+        return jnp.concatenate([x[:, 1:], lax.ppermute(x[:, :1], axis, to_previous_shard)], axis=1)
 
-    return map_shards(on_shard, x_BTHD, names=(HEADS,))
+    return map_shards(on_shard, x, names=(HEADS[: x.ndim],))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,7 +121,7 @@ def _recurrence_forward(
 def _recurrence_backward(
     form: LeakyForm, saved: tuple[Array, Array, Array], gradient_BTHD: Array
 ) -> tuple[Array, Array, Array]:
-    """The gradient of x is the same recurrence run backwards over the gradient of y."""
+    """The gradient of x is the same recurrence, run backwards in time over the gradient of y."""
     y_BTHD, rate_H, state_BHD = saved
     dx_BTHD = jnp.flip(_run(form, jnp.flip(gradient_BTHD, 1), rate_H, jnp.zeros_like(state_BHD)), 1)
     before_BTHD = jnp.concatenate([state_BHD[:, None], y_BTHD[:, :-1]], axis=1)
@@ -149,17 +153,17 @@ def _chunked(x_BTHD: Array, rate_H: Array, state_BHD: Array) -> Array:
     size = min(CHUNK, time)
     chunks = -(-time // size)
     x_BTHD = jnp.pad(x_BTHD, ((0, 0), (0, chunks * size - time), (0, 0), (0, 0)))
-    x_BGRHD = x_BTHD.reshape(batch, chunks, size, heads, width)
-    age_RR = jnp.arange(size)[:, None] - jnp.arange(size)
-    # Powers from the logarithm, of ages clipped at 0: exp(+rate age) above the diagonal would overflow.
-    power_HRR = jnp.where(age_RR >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age_RR, 0)), 0.0)
-    within_BGRHD = jnp.einsum("hrs,bgshd->bgrhd", power_HRR, x_BGRHD)
+    x_BIQHD = x_BTHD.reshape(batch, chunks, size, heads, width)
+    age_QQ = jnp.arange(size)[:, None] - jnp.arange(size)
+    # Ages are clipped at 0: exp(rate * age) above the diagonal would overflow.
+    power_HQQ = jnp.where(age_QQ >= 0, jnp.exp(-rate_H[:, None, None] * jnp.maximum(age_QQ, 0)), 0.0)
+    within_BIQHD = jnp.einsum("hqs,bishd->biqhd", power_HQQ, x_BIQHD)
     decay_H1 = jnp.exp(-rate_H * size)[:, None]
 
     def carry(state_BHD: Array, last_BHD: Array) -> tuple[Array, Array]:
         return decay_H1 * state_BHD + last_BHD, state_BHD
 
-    _, before_GBHD = lax.scan(carry, state_BHD, jnp.moveaxis(within_BGRHD[:, :, -1], 1, 0))
-    decay_RH = jnp.exp(-rate_H * (jnp.arange(size)[:, None] + 1))
-    y_BGRHD = within_BGRHD + decay_RH[..., None] * jnp.moveaxis(before_GBHD, 0, 1)[:, :, None]
-    return y_BGRHD.reshape(batch, chunks * size, heads, width)[:, :time]
+    _, before_IBHD = lax.scan(carry, state_BHD, jnp.moveaxis(within_BIQHD[:, :, -1], 1, 0))
+    decay_QH = jnp.exp(-rate_H * (jnp.arange(size)[:, None] + 1))
+    y_BIQHD = within_BIQHD + decay_QH[..., None] * jnp.moveaxis(before_IBHD, 0, 1)[:, :, None]
+    return y_BIQHD.reshape(batch, chunks * size, heads, width)[:, :time]

@@ -2,7 +2,9 @@
 
     f(k) = sum_i w_i v_i,    w_i proportional to exp(-beta |k - k_i|^2)
 
-A memory without pairs, or a row whose mask admits none, answers 0 with gradient 0.
+A query without pairs, because the memory is empty or the mask excludes all pairs, is answered by 0 with gradient 0.
+
+Shapes here: E width of a value.
 """
 
 import chex
@@ -25,9 +27,9 @@ def unit_key_regression(
     """Regression with weights softmax(beta k.k_i): the Gaussian kernel for keys of equal norm (v1 eq. 3).
 
     Shapes: queries (..., T, D), keys (..., N, D), values (..., N, E), mask and keep (..., T, N) of bool; beta is a
-    scalar or broadcasts against (..., 1, 1). Returns (..., T, E) in the type of the values; scores are kept in at least
-    float32. ``keep`` marks the weights that dropout at ``rate`` keeps. Keys of norm one: the same as
-    `gaussian_regression` at half this beta.
+    scalar or broadcasts against (..., 1, 1). Returns (..., T, E) in the type of the values; scores are computed in at
+    least float32. ``mask``: the pairs that each query sees (default: all). ``keep``: the weights that dropout at
+    ``rate`` keeps (default: all). For keys of norm 1 this equals `gaussian_regression` at half of this beta.
     """
     chex.assert_equal_shape_suffix([queries, keys], 1)
     chex.assert_equal(keys.shape[-2], values.shape[-2])
@@ -41,17 +43,17 @@ def gaussian_regression(
 ) -> Array:
     """Nadaraya-Watson regression with the Gaussian kernel, for keys of any norm (v1 eq. 2).
 
-    Shapes and type of the result as in `unit_key_regression`; beta is per squared distance.
+    Arguments and result are as in `unit_key_regression`; beta is in units of 1 / squared distance.
     """
     wide = accumulation_dtype(keys)
     return unit_key_regression(*gaussian_pair(queries.astype(wide), keys.astype(wide)), values, 2.0 * beta, mask)
 
 
 def gaussian_pair(queries: Array, keys: Array) -> tuple[Array, Array]:
-    """Queries (..., D) and keys (..., D) with a channel more, whose dot products compare them by distance.
+    """Queries and keys (..., D) with one channel appended, so that softmax over their dot products is v1 eq. 2.
 
-    The channels are 1 and -|k|^2 / 2. Softmax over q.k - |k|^2 / 2 is regression with exp(-|q - k|^2 / 2) (v1 eq. 2):
-    the query's own norm is common to its scores and cancels.
+    The appended channel is 1 for a query and -|k|^2 / 2 for a key. A dot product is then q.k - |k|^2 / 2, which differs
+    from -|q - k|^2 / 2 by |q|^2 / 2. This difference is the same for all pairs of a query, so that softmax cancels it.
     """
     half_square = 0.5 * jnp.sum(jnp.square(keys.astype(accumulation_dtype(keys))), axis=-1, keepdims=True)
     ones = jnp.ones((*queries.shape[:-1], 1), queries.dtype)
@@ -64,7 +66,7 @@ def gaussian_pair(queries: Array, keys: Array) -> tuple[Array, Array]:
 def gaussian_regression_naive(
     queries: Array, keys: Array, values: Array, beta: Array | float, mask: Array | None = None
 ) -> Array:
-    """The definition of `gaussian_regression`, from the differences themselves."""
+    """`gaussian_regression` computed from the difference of each query and key."""
     difference = queries[..., :, None, :] - keys[..., None, :, :]
     kernel = jnp.exp(-beta * jnp.sum(difference**2, axis=-1))
     if mask is not None:

@@ -1,7 +1,7 @@
-"""Retrieval by the attention kernels of libraries: cuDNN on GPU, splash attention on TPU. Neither drops weights.
+"""Retrieval with attention kernels of libraries: cuDNN on GPU, splash attention on TPU. Neither supports dropout.
 
-They compute causal attention, whose queries see the pairs up to their own row, with a sliding window by choice. Every
-`Reach` becomes that by rolling the queries (`Reach.aligned`).
+The kernels compute causal attention, optionally with a sliding window. `Reach.aligned` rolls the queries so that every
+`Reach` has this form.
 """
 
 from typing import Any
@@ -19,14 +19,14 @@ from mosaics_jax.shapes import Array
 
 
 def cudnn_serves(queries_BTHD: Array | jax.ShapeDtypeStruct, reach: Reach) -> bool:
-    """Whether cuDNN's fused attention takes these arrays, 16 bits and heads up to 128 wide by steps of 8, and reach."""
+    """Whether cuDNN supports this task: 16-bit types, D a multiple of 8 up to 128, one document, a static window."""
     width = queries_BTHD.shape[-1]
     arrays = queries_BTHD.dtype in (jnp.bfloat16, jnp.float16) and width <= 128 and width % 8 == 0
     return arrays and reach.documents_BT is None and _has_static_window(reach)
 
 
 def splash_serves(reach: Reach) -> bool:
-    """Whether splash attention takes this reach: its window must be known when compiling."""
+    """Whether splash attention supports this reach: its window must be known at compile time."""
     return _has_static_window(reach)
 
 
@@ -35,14 +35,14 @@ def _has_static_window(reach: Reach) -> bool:
 
 
 def cudnn_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, reach: Reach) -> Array:
-    """Answers (B, T, H, D) on GPU. Raises UserError where cuDNN cannot give them."""
+    """The answers (B, T, H, D) on GPU. Raises UserError if cuDNN does not support the task."""
     if not cudnn_serves(queries_BTHD, reach):
         raise UserError(
-            "retrieval=cudnn takes bfloat16 or float16, heads up to 128 wide, a multiple of 8, one document, and a "
-            f"window known when compiling; here: {queries_BTHD.dtype}, {queries_BTHD.shape[-1]} wide; choose auto"
+            "retrieval=cudnn takes bfloat16 or float16, heads whose width is a multiple of 8 up to 128, one document "
+            f"and a static window; here: {queries_BTHD.dtype}, width {queries_BTHD.shape[-1]}; choose auto"
         )
-    aligned, (queries_BTHD,), back = reach.aligned(queries_BTHD)
-    # cuDNN's window does not count the row itself.
+    aligned, (queries_BTHD,), restore = reach.aligned(queries_BTHD)
+    # local_window_size does not count the query's own position.
     window = None if aligned.window is None else (int(aligned.window) - 1, 0)
     answers_BTHD = jax.nn.dot_product_attention(
         queries_BTHD,
@@ -53,14 +53,14 @@ def cudnn_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, r
         local_window_size=window,
         implementation="cudnn",
     )
-    return back(answers_BTHD)
+    return restore(answers_BTHD)
 
 
 def splash_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, reach: Reach) -> Array:
-    """Answers (B, T, H, D) on TPU. Raises UserError where splash attention cannot give them."""
+    """The answers (B, T, H, D) on TPU. Raises UserError if splash attention does not support the task."""
     if not splash_serves(reach):
-        raise UserError("retrieval=splash needs a window that is known when compiling, and positive: choose auto")
-    aligned, (queries_BTHD,), back = reach.aligned(queries_BTHD)
+        raise UserError("retrieval=splash needs a positive window that is known at compile time: choose auto")
+    aligned, (queries_BTHD,), restore = reach.aligned(queries_BTHD)
     time, heads = queries_BTHD.shape[1:3]
     padded = -(-time // LANES) * LANES
     block = next(size for size in BLOCKS if padded % size == 0)
@@ -75,7 +75,7 @@ def splash_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, 
         block_sizes=splash.BlockSizes(**blocks),
         residual_checkpoint_name=PRODUCT,
     )
-    # Pairs that are added come after all queries but those that are added too.
+    # Padding stands after the last pair: no query sees it, except for the queries of the padding.
     arrays: list[Any] = [
         jnp.swapaxes(jnp.pad(a, ((0, 0), (0, padded - time), (0, 0), (0, 0))), 1, 2)
         for a in (queries_BTHD, keys_BTHD, values_BTHD)
@@ -86,4 +86,4 @@ def splash_retrieval(queries_BTHD: Array, keys_BTHD: Array, values_BTHD: Array, 
             for a in (aligned.documents_BT, aligned.pair_documents)
         )
         arrays.append(splash.SegmentIds(*documents))
-    return back(jnp.swapaxes(jax.vmap(kernel)(*arrays), 1, 2)[:, :time])
+    return restore(jnp.swapaxes(jax.vmap(kernel)(*arrays), 1, 2)[:, :time])

@@ -1,6 +1,6 @@
 """Cross-entropy of a language model's head, with and without the B x T x V array of logits.
 
-Shapes here: R positions of all sequences, or of one block; G blocks.
+Shapes here: R positions of all sequences or of one block, I blocks.
 """
 
 import functools
@@ -15,12 +15,12 @@ from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import IGNORED, Array
 from mosaics_jax.sharding import is_sharded, map_shards, mesh_axes
 
-BLOCK = 512  # positions whose logits exist at one time
-Axes = tuple[str, ...]
+BLOCK = 512  # positions whose logits exist at a time
+Axes = tuple[str, ...]  # of a mesh
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Loss of each position in nats, from whole logits: logits (..., V), int targets (...); 0 where target is -1."""
+    """The loss of each position in nats, from logits (..., V) and integer targets (...); 0 where the target is -1."""
     logits = logits.astype(accumulation_dtype(logits))
     chex.assert_shape(targets, logits.shape[:-1])
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
@@ -30,17 +30,18 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 def head_cross_entropy(
     hidden_BTC: Array, head_VC: Array, targets_BT: Array, scale: float = 1.0, z_loss: float = 0.0
 ) -> tuple[Array, Array]:
-    """Mean loss in nats over targets other than -1, and their number; logits are ``scale * hidden @ head.T``.
+    """The mean loss in nats over targets other than -1, and the number of such targets.
 
-    The loss of a position is -log p(target) + z_loss * log(Z)^2, Z being the sum of the exponentials of its logits: a
-    small ``z_loss`` keeps the logits from drifting away together (PaLM, Chowdhery et al. 2022, section 5; there 1e-4).
+    The logits are ``scale * hidden_BTC @ head_VC.T``. The loss of a position is -log p(target) + z_loss * log(Z)^2,
+    where Z is the sum of the exponentials of its logits: a small ``z_loss`` keeps log(Z) near 0 (PaLM, Chowdhery et al.
+    2022, section 5, with 1e-4). If every target is -1, loss and gradient are 0.
 
-    Logits are computed for 512 positions at a time and never kept. The gradient is computed in the same pass, where it
-    costs two products of the block's size and no second pass over the logits. Products are in the type of ``hidden``,
-    sums in at least float32. Without a valid target, the loss is 0 and so is the gradient.
+    Logits are computed for BLOCK positions at a time and never stored. The gradient is computed in the same loop, which
+    takes two more products per block and saves recomputing the logits. Products are in the type of ``hidden_BTC``, sums
+    in at least float32.
 
-    On a mesh, each device computes the logits of its own positions and its part of V: the loop is over blocks of
-    positions, and XLA would have every device go through all of them.
+    On a mesh, each device loops over its own positions and its shard of V. XLA, if it sharded the loop, would run every
+    block on every device.
     """
     chex.assert_rank([hidden_BTC, head_VC, targets_BT], [3, 2, 2])
     chex.assert_shape(targets_BT, hidden_BTC.shape[:2])
@@ -60,7 +61,7 @@ def head_cross_entropy(
 
 
 def _blocks(hidden_RC: Array, targets_R: Array) -> tuple[Array, Array]:
-    """Blocks of positions, (G, R, C) and (G, R); added positions carry no loss."""
+    """Blocks of positions, (I, R, C) and (I, R). Positions that pad the last block carry no loss."""
     size = min(BLOCK, len(hidden_RC))
     padding = -len(hidden_RC) % size
     hidden_RC = jnp.pad(hidden_RC, ((0, padding), (0, 0)))
@@ -71,7 +72,10 @@ def _blocks(hidden_RC: Array, targets_R: Array) -> tuple[Array, Array]:
 def _block_losses(
     scale: float, z_loss: float, axes: Axes, hidden_RC: Array, head_VC: Array, targets_R: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """The loss of a block, its logits (R, V), the logarithms of their sums, and each target's row of this head."""
+    """For one block: the summed loss, the logits (R, V), log(Z) (R,), and the row of ``head_VC`` of each target (R,).
+
+    The row is outside of ``head_VC`` if another device has it.
+    """
     dtype = accumulation_dtype(hidden_RC)
     logits_RV = scale * jnp.einsum("rc,vc->rv", hidden_RC, head_VC, preferred_element_type=dtype)
     log_total_R = jax.nn.logsumexp(logits_RV, axis=-1)
@@ -84,7 +88,7 @@ def _block_losses(
     row_R = targets_R - lax.axis_index(axes) * len(head_VC)
     chosen_R = jnp.take_along_axis(logits_RV, jnp.clip(row_R, 0, len(head_VC) - 1)[:, None], axis=-1)[:, 0]
     chosen_R = jnp.where((row_R >= 0) & (row_R < len(head_VC)), chosen_R, 0.0)
-    # Divided, so that the losses of the vocabulary's shards add up.
+    # Every device of ``axes`` has this term. Each contributes an equal share, so that the sum over devices has it once.
     share_R = (log_total_R + z_loss * jnp.square(log_total_R)) / lax.axis_size(axes)
     return jnp.sum(jnp.where(targets_R == IGNORED, 0.0, share_R - chosen_R)), logits_RV, log_total_R, row_R
 
@@ -95,8 +99,8 @@ def total_cross_entropy(
 ) -> Array:
     """The summed loss of all positions, as in `head_cross_entropy`.
 
-    Under `jax.shard_map` each device may hold a shard of V, split over the mesh ``axes``, and all of these devices the
-    same positions. Losses and gradients are then shares, to be summed over those devices.
+    Inside `jax.shard_map`, V may be sharded over the mesh ``axes``, while all devices of these axes have the same
+    positions. Each device then returns a share: losses and gradients must be summed over ``axes``.
     """
     head_VC = head_VC.astype(hidden_RC.dtype)
 
@@ -127,16 +131,16 @@ def _total_forward(
         return (total + loss, dhead_VC), dx_RC
 
     start = (jnp.zeros((), dtype), jnp.zeros(head_VC.shape, dtype))
-    (total, dhead_VC), dx_GRC = lax.scan(block, start, _blocks(hidden_RC, targets_R))
-    dhidden_RC = dx_GRC.reshape(-1, hidden_RC.shape[-1])[: len(hidden_RC)]
+    (total, dhead_VC), dx_IRC = lax.scan(block, start, _blocks(hidden_RC, targets_R))
+    dhidden_RC = dx_IRC.reshape(-1, hidden_RC.shape[-1])[: len(hidden_RC)]
     return total, (dhidden_RC, dhead_VC.astype(head_VC.dtype))
 
 
 def _total_backward(
-    scale: float, z_loss: float, axes: Axes, saved: tuple[Array, Array], gradient: Array
+    scale: float, z_loss: float, axes: Axes, saved: tuple[Array, Array], dtotal: Array
 ) -> tuple[Array, Array, None]:
     dhidden_RC, dhead_VC = saved
-    return (gradient * dhidden_RC).astype(dhidden_RC.dtype), (gradient * dhead_VC).astype(dhead_VC.dtype), None
+    return (dtotal * dhidden_RC).astype(dhidden_RC.dtype), (dtotal * dhead_VC).astype(dhead_VC.dtype), None
 
 
 total_cross_entropy.defvjp(_total_forward, _total_backward)

@@ -1,11 +1,11 @@
-"""Retrieval as a Pallas kernel for TPU: weights stay on the chip, and may be dropped there.
+"""Retrieval as a Pallas kernel for TPU: weights, and their dropout, never leave the chip.
 
-Library kernels of attention lack a first row that is 0, dropout by the hash that every other form uses, traced delays
-and windows, and pairs that all sequences share. The algorithm is that of `blockwise` (Dao et al. 2022, FlashAttention).
-Blocks of weights are kept with pairs in rows and queries in columns, so that what belongs to a query (the largest
-score, the summed weights, its number) is a row of a vector register.
+Unlike the attention kernels of libraries, this one supports queries without pairs, dropout by the hash of all other
+forms, traced delays and windows, and pairs that all sequences share. The algorithm is that of `blockwise` (Dao et al.
+2022, FlashAttention). Blocks of weights have pairs in rows and queries in columns, so that quantities with one
+number per query (the largest score, the sum of weights, the number in the dropout hash) are rows of vector registers.
 
-Shapes here: G sequences or heads that meet no other, each with queries T and pairs M of its own.
+Shapes here: G independent problems of T queries and N pairs each.
 """
 
 import dataclasses
@@ -25,82 +25,83 @@ from mosaics_jax.ops.reach import Reach
 from mosaics_jax.ops.weights import UNSEEN, drop
 from mosaics_jax.shapes import Array
 
-BLOCKS = (512, 256, 128)  # queries, and pairs, of a block: the largest that divides the padded number
+BLOCKS = (512, 256, 128)  # sizes of blocks of queries and pairs: the largest that divides their padded number
 LANES = BLOCKS[-1]
-NO_WINDOW = 2**30  # more pairs than any sequence has
+NO_WINDOW = 2**30  # larger than any sequence
 
-Refs = Mapping[str, Any]  # the blocks that a kernel reads, by name
+Refs = Mapping[str, Any]  # the input blocks of a kernel by name, as Pallas references
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def pallas_retrieval(
     rate: float,
     queries_GTD: Array,
-    keys_GMD: Array,
-    values_GMD: Array,
+    keys_GND: Array,
+    values_GND: Array,
     reach: Reach | None,
     seed: Array,
     rows_GT: Array,
 ) -> Array:
-    """Answers (G, T, D) of queries from the M pairs that ``reach`` lets them see; all of them where it is None.
+    """Answers (G, T, D) of queries from the N pairs that ``reach`` lets them see; from all pairs if it is None.
 
-    Weights are dropped at ``rate`` under ``seed``. rows_GT: the queries' numbers in the dropout hash (`row_numbers`).
+    Dropout acts on weights at ``rate`` under ``seed``, a uint32 scalar. rows_GT: the numbers of the queries in the
+    dropout hash (`row_numbers`).
     """
-    return _forward(rate, queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT)[0]
+    return _forward(rate, queries_GTD, keys_GND, values_GND, reach, seed, rows_GT)[0]
 
 
 def _forward(
     rate: float,
     queries_GTD: Array,
-    keys_GMD: Array,
-    values_GMD: Array,
+    keys_GND: Array,
+    values_GND: Array,
     reach: Reach | None,
     seed: Array,
     rows_GT: Array,
 ) -> tuple[Array, tuple[Any, ...]]:
-    call = _Call(queries_GTD, keys_GMD, reach, rate, seed)
-    given = {"q": ("query", queries_GTD), "k": ("pair", keys_GMD), "v": ("pair", values_GMD), "rows": ("row", rows_GT)}
-    of_query = call.block["query"]
-    results = call(
+    grid = _Grid(queries_GTD, keys_GND, reach, rate, seed)
+    inputs = {"q": ("query", queries_GTD), "k": ("pair", keys_GND), "v": ("pair", values_GND), "rows": ("row", rows_GT)}
+    size = grid.block["query"]
+    results = grid(
         _forward_kernel,
-        given,
-        out=(("query", values_GMD.dtype), ("row", jnp.float32)),
-        scratch=((1, of_query), (1, of_query), (call.width, of_query)),
+        inputs,
+        out=(("query", values_GND.dtype), ("row", jnp.float32)),
+        scratch=((1, size), (1, size), (grid.width, size)),
     )
     answers_GTD, log_total_GT = map(product, results)
-    return answers_GTD, (queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT, answers_GTD, log_total_GT)
+    return answers_GTD, (queries_GTD, keys_GND, values_GND, reach, seed, rows_GT, answers_GTD, log_total_GT)
 
 
 def _backward(rate: float, saved: tuple[Any, ...], gradients_GTD: Array) -> tuple[Array | None, ...]:
-    queries_GTD, keys_GMD, values_GMD, reach, seed, rows_GT, answers_GTD, log_total_GT = saved
-    call = _Call(queries_GTD, keys_GMD, reach, rate, seed)
+    queries_GTD, keys_GND, values_GND, reach, seed, rows_GT, answers_GTD, log_total_GT = saved
+    grid = _Grid(queries_GTD, keys_GND, reach, rate, seed)
     gradients_GTD = gradients_GTD.astype(queries_GTD.dtype)
     inner_GT = jnp.einsum("gtd,gtd->gt", gradients_GTD, answers_GTD, preferred_element_type=jnp.float32)
-    given = {
+    inputs = {
         "q": ("query", queries_GTD),
         "g": ("query", gradients_GTD),
-        "k": ("pair", keys_GMD),
-        "v": ("pair", values_GMD),
+        "k": ("pair", keys_GND),
+        "v": ("pair", values_GND),
         "rows": ("row", rows_GT),
         "log_total": ("row", log_total_GT),
         "inner": ("row", inner_GT),
     }
-    of_query, of_pair = ((call.block[kind], call.width) for kind in ("query", "pair"))
-    (dq,) = call(_query_kernel, given, out=(("query", queries_GTD.dtype),), scratch=(of_query,))
-    out = (("pair", keys_GMD.dtype), ("pair", values_GMD.dtype))
-    dk, dv = call(_pair_kernel, given, out=out, scratch=(of_pair, of_pair), pairs_outside=True)
-    return dq, dk, dv, None, None, None
+    query_block, pair_block = ((grid.block[kind], grid.width) for kind in ("query", "pair"))
+    (dq_GTD,) = grid(_query_kernel, inputs, out=(("query", queries_GTD.dtype),), scratch=(query_block,))
+    out = (("pair", keys_GND.dtype), ("pair", values_GND.dtype))
+    dk_GND, dv_GND = grid(_pair_kernel, inputs, out=out, scratch=(pair_block, pair_block), pairs_outer=True)
+    return dq_GTD, dk_GND, dv_GND, None, None, None
 
 
 pallas_retrieval.defvjp(_forward, _backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rule:
-    """What a kernel is compiled for.
+class _Masks:
+    """The masks of blocks of weights: which pairs queries see, and which weights dropout keeps.
 
-    sees_all: whether every query sees all pairs; if not, the scalars ``reach`` of a call are delay and window.
-    pairs: the number of pairs that are no padding. rate: the share of weights that is dropped.
+    The fields are known at compile time. sees_all: whether every query sees all pairs; if not, delay and window are in
+    ``refs["reach"]``. pairs: the number of pairs without padding. rate: the share of weights that is dropped.
     """
 
     sees_all: bool
@@ -109,7 +110,7 @@ class _Rule:
     rate: float
 
     def any_seen(self, refs: Refs, i: Array, j: Array) -> Array:
-        """Whether a query of block i may see a pair of block j, documents aside."""
+        """Whether a query of block i may see a pair of block j, without regard to documents."""
         queries, pairs = refs["q"].shape[0], refs["k"].shape[0]
         if self.sees_all:
             return j * pairs < self.pairs
@@ -118,8 +119,11 @@ class _Rule:
         oldest_for_first_query = i * queries - delay - window + 1
         return (j * pairs <= newest_for_last_query) & (j * pairs + pairs - 1 >= oldest_for_first_query)
 
-    def masks(self, refs: Refs, i: Array, j: Array) -> tuple[Array, Array | None]:
-        """Which pairs (rows) queries (columns) see, and which weights dropout keeps, if it drops any."""
+    def of_block(self, refs: Refs, i: Array, j: Array) -> tuple[Array, Array | None]:
+        """For block i of queries and j of pairs: which pairs (rows) queries (columns) see, and which weights to keep.
+
+        The second mask is None without dropout.
+        """
         shape = refs["k"].shape[0], refs["q"].shape[0]
         pair = j * shape[0] + lax.broadcasted_iota(jnp.int32, shape, 0)
         seen = pair < self.pairs
@@ -132,21 +136,21 @@ class _Rule:
         return seen, keep
 
 
-class _Call:
-    """One geometry of blocks for all kernels.
+class _Grid:
+    """Runs kernels on blocks of queries and pairs; the forward and backward kernels have the same blocks.
 
-    Kinds of arrays: "query" (G, T, D) and "row" (G, T), one number a query; "pair" (G, M, D) and "column" (G, M).
+    An array is of one of four kinds: "query" (G, T, D), "row" (G, T), "pair" (G, N, D) or "column" (G, N).
     """
 
-    def __init__(self, queries_GTD: Array, keys_GMD: Array, reach: Reach | None, rate: float, seed: Array):
+    def __init__(self, queries_GTD: Array, keys_GND: Array, reach: Reach | None, rate: float, seed: Array):
         self.count, self.time, self.width = queries_GTD.shape
-        self.pairs = keys_GMD.shape[1]
+        self.pairs = keys_GND.shape[1]
         sizes = {"query": -(-self.time // LANES) * LANES, "pair": -(-self.pairs // LANES) * LANES}
         self.size = sizes | {"row": sizes["query"], "column": sizes["pair"]}
         blocks = {kind: next(block for block in BLOCKS if size % block == 0) for kind, size in sizes.items()}
         self.block = blocks | {"row": blocks["query"], "column": blocks["pair"]}
         has_documents = reach is not None and reach.documents_BT is not None
-        self.rule = _Rule(reach is None, has_documents, self.pairs, rate)
+        self.masks = _Masks(reach is None, has_documents, self.pairs, rate)
         self.scalars = {"seed": jnp.asarray(seed, jnp.uint32).reshape(1)}
         self.documents: dict[str, tuple[str, Array]] = {}
         if reach is not None:
@@ -161,22 +165,23 @@ class _Call:
     def __call__(
         self,
         kernel: Callable[..., None],
-        given: Mapping[str, tuple[str, Array]],
+        inputs: Mapping[str, tuple[str, Array]],
         out: tuple[tuple[str, Any], ...],
         scratch: tuple[tuple[int, int], ...],
-        pairs_outside: bool = False,
+        pairs_outer: bool = False,
     ) -> list[Array]:
-        """Runs ``kernel`` on blocks: pairs inside queries, or queries inside pairs (``pairs_outside``).
+        """Runs ``kernel(masks, inputs, outputs, scratch)`` for all blocks and returns its outputs without padding.
 
-        given: name -> (kind, array). out: (kind, type) of each result. Results come without padding.
+        inputs: name -> (kind, array). out: (kind, type) of each output. scratch: shapes of float32 accumulators.
+        pairs_outer: the outer loop is over blocks of pairs, the inner one over blocks of queries; default: reversed.
         """
-        order = ("pair", "query") if pairs_outside else ("query", "pair")
-        arrays = {**given, **self.documents}
+        order = ("pair", "query") if pairs_outer else ("query", "pair")
+        arrays = {**inputs, **self.documents}
         names = [*self.scalars, *arrays]
 
         def run(*refs: Any) -> None:
-            inputs, outputs = refs[: len(names)], refs[len(names) : len(names) + len(out)]
-            kernel(self.rule, dict(zip(names, inputs, strict=True)), outputs, refs[len(names) + len(out) :])
+            input_refs, outputs = refs[: len(names)], refs[len(names) : len(names) + len(out)]
+            kernel(self.masks, dict(zip(names, input_refs, strict=True)), outputs, refs[len(names) + len(out) :])
 
         results = pl.pallas_call(
             run,
@@ -202,7 +207,7 @@ class _Call:
         return (self.count, *shapes[kind])
 
     def _padded(self, kind: str, array: Array) -> Array:
-        """The array in whole blocks. No query sees a pair that is added."""
+        """The array, padded to whole blocks. No query sees the pairs of the padding."""
         padding = (0, self.size[kind] - array.shape[1])
         return jnp.pad(array, ((0, 0), padding) + ((0, 0),) * (array.ndim - 2)).reshape(self._shape(kind))
 
@@ -215,7 +220,7 @@ class _Call:
         return pl.BlockSpec((None, block, width), lambda *ids: (ids[0], ids[axis], 0))
 
 
-def _forward_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
+def _forward_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     i, j = pl.program_id(1), pl.program_id(2)
     (answers, log_total), (largest, total, weighted) = out, scratch
 
@@ -225,9 +230,9 @@ def _forward_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tupl
         total[...] = jnp.zeros_like(total)
         weighted[...] = jnp.zeros_like(weighted)
 
-    @pl.when(rule.any_seen(refs, i, j))
+    @pl.when(masks.any_seen(refs, i, j))
     def _() -> None:
-        seen, keep = rule.masks(refs, i, j)
+        seen, keep = masks.of_block(refs, i, j)
         values = refs["v"][...]
         scores = jnp.where(seen, _dot(refs["k"][...], refs["q"][...], (1, 1)), UNSEEN)
         largest_now = jnp.maximum(largest[...], jnp.max(scores, axis=0, keepdims=True))
@@ -235,7 +240,7 @@ def _forward_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tupl
         share = jnp.exp(largest[...] - largest_now)
         largest[...] = largest_now
         total[...] = share * total[...] + jnp.sum(weights, axis=0, keepdims=True)
-        dropped = drop(weights, keep, rule.rate).astype(values.dtype)
+        dropped = drop(weights, keep, masks.rate).astype(values.dtype)
         weighted[...] = share * weighted[...] + _dot(values, dropped, (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
@@ -243,11 +248,11 @@ def _forward_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tupl
         sees_any = total[...] > 0
         divisor = jnp.where(sees_any, total[...], 1.0)
         answers[...] = (weighted[...] / divisor).T.astype(answers.dtype)
-        # So that the recomputed weights of a query without pairs are 0.
+        # A query without pairs gets -UNSEEN, so that its recomputed weights are 0.
         log_total[...] = jnp.where(sees_any, largest[...] + jnp.log(divisor), -UNSEEN)
 
 
-def _query_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
+def _query_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     i, j = pl.program_id(1), pl.program_id(2)
     (dq,), (sum_dq,) = out, scratch
 
@@ -255,9 +260,9 @@ def _query_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[
     def _() -> None:
         sum_dq[...] = jnp.zeros_like(sum_dq)
 
-    @pl.when(rule.any_seen(refs, i, j))
+    @pl.when(masks.any_seen(refs, i, j))
     def _() -> None:
-        _, dscores = _weights(rule, refs, i, j)
+        _, dscores = _recomputed_weights(masks, refs, i, j)
         sum_dq[...] += _dot(dscores, refs["k"][...], (0, 0))
 
     @pl.when(j == pl.num_programs(2) - 1)
@@ -265,7 +270,7 @@ def _query_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[
         dq[...] = sum_dq[...].astype(dq.dtype)
 
 
-def _pair_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
+def _pair_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
     j, i = pl.program_id(1), pl.program_id(2)
     (dk, dv), (sum_dk, sum_dv) = out, scratch
 
@@ -274,9 +279,9 @@ def _pair_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[A
         sum_dk[...] = jnp.zeros_like(sum_dk)
         sum_dv[...] = jnp.zeros_like(sum_dv)
 
-    @pl.when(rule.any_seen(refs, i, j))
+    @pl.when(masks.any_seen(refs, i, j))
     def _() -> None:
-        weights, dscores = _weights(rule, refs, i, j)
+        weights, dscores = _recomputed_weights(masks, refs, i, j)
         sum_dk[...] += _dot(dscores, refs["q"][...], (1, 0))
         sum_dv[...] += _dot(weights, refs["g"][...], (1, 0))
 
@@ -286,21 +291,21 @@ def _pair_kernel(rule: _Rule, refs: Refs, out: tuple[Any, ...], scratch: tuple[A
         dv[...] = sum_dv[...].astype(dv.dtype)
 
 
-def _weights(rule: _Rule, refs: Refs, i: Array, j: Array) -> tuple[Array, Array]:
-    """Weights of a block after dropout, and the gradients of its scores, both in the type of the queries.
+def _recomputed_weights(masks: _Masks, refs: Refs, i: Array, j: Array) -> tuple[Array, Array]:
+    """The weights of a block after dropout, and the gradients of its scores, both in the type of the queries.
 
-    As `weights.recomputed_weights`, transposed, and for blocks without one pair that is seen.
+    The same as `weights.recomputed_weights`, with pairs in rows. Queries of the block may see none of its pairs.
     """
     queries = refs["q"][...]
-    seen, keep = rule.masks(refs, i, j)
+    seen, keep = masks.of_block(refs, i, j)
     scores = _dot(refs["k"][...], queries, (1, 1))
     weights = jnp.where(seen, jnp.exp(scores - refs["log_total"][...]), 0.0)
-    dweights = drop(_dot(refs["v"][...], refs["g"][...], (1, 1)), keep, rule.rate)
+    dweights = drop(_dot(refs["v"][...], refs["g"][...], (1, 1)), keep, masks.rate)
     dscores = weights * (dweights - refs["inner"][...])
-    return drop(weights, keep, rule.rate).astype(queries.dtype), dscores.astype(queries.dtype)
+    return drop(weights, keep, masks.rate).astype(queries.dtype), dscores.astype(queries.dtype)
 
 
-def _dot(one: Array, other: Array, axes: tuple[int, int]) -> Array:
-    """The product over these axes, summed in float32."""
+def _dot(left: Array, right: Array, axes: tuple[int, int]) -> Array:
+    """The product of two matrices, summed in float32 over ``axes[0]`` of the left and ``axes[1]`` of the right one."""
     dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return lax.dot_general(one, other, dimensions, preferred_element_type=jnp.float32)
+    return lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)

@@ -1,7 +1,8 @@
-"""Results of products, by a name that tells them from all else where a block is computed again for backward.
+"""Marks for the results of matrix products, so that rematerialisation can save them.
 
-`jax.checkpoint` finds no product in a function with a gradient of its own, and retrieval has its products inside of
-loops: so each names what it makes, and remat="dots" keeps what has the name.
+`jax.checkpoint` cannot see the matrix products inside a loop or inside a function with a custom gradient. The functions
+of this package mark the results of their products with `product` instead. remat="dots" saves the marked arrays
+(`KEEP_PRODUCTS`) and recomputes the others in the backward pass.
 """
 
 import jax
@@ -14,5 +15,5 @@ KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
 
 
 def product(x: Array) -> Array:
-    """``x``, marked: the result of a projection, or an answer or a sum of weights that retrieval's backward needs."""
+    """``x``, marked: the output of a projection, or an answer or sum of weights that retrieval's gradient reads."""
     return checkpoint_name(x, PRODUCT)

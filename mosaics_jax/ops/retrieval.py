@@ -1,8 +1,7 @@
 """Retrieval from memories whose keys have one norm: softmax over dot products (v1 eq. 3, 7).
 
-`causal_retrieval` answers from a memory that fills up along the sequence, `stored_retrieval` does the same one step or
-chunk at a time. Which pairs a query sees is said by a `Reach`. Scores carry no 1/sqrt(D): the scale, if any, belongs to
-the query.
+`causal_retrieval` answers all queries of a sequence, `stored_retrieval` those of the next position or chunk. A `Reach`
+says which pairs a query sees. Scores are plain dot products: a factor such as 1/sqrt(D) belongs into the query.
 
 Shapes here: G heads of all sequences.
 """
@@ -32,24 +31,25 @@ from mosaics_jax.sharding import map_shards, time_axes
 
 
 class RetrievalForm(enum.Enum):
-    """How retrieval along the sequence is computed.
+    """How `causal_retrieval` is computed.
 
-    AUTO: NAIVE within one block; beyond, the fused kernel that the device has and that serves the task, else BLOCKWISE.
+    AUTO selects NAIVE for sequences of at most one block. For longer ones, it selects a fused kernel if the device has
+    one that supports the task, else BLOCKWISE.
     """
 
     AUTO = "auto"
-    NAIVE = "naive"  # a T x T array of weights
-    BLOCKWISE = "blockwise"  # memory linear in T, forward and backward, like all that follow
-    CUDNN = "cudnn"  # GPU, 16 bits, no dropout of weights
-    SPLASH = "splash"  # TPU, no dropout of weights
-    PALLAS = "pallas"  # TPU
+    NAIVE = "naive"  # computes the T x T array of weights; all other forms need memory linear in T
+    BLOCKWISE = "blockwise"  # plain JAX
+    CUDNN = "cudnn"  # a library's kernel for GPU: 16-bit types, no dropout
+    SPLASH = "splash"  # a library's kernel for TPU: no dropout
+    PALLAS = "pallas"  # a kernel of this package for TPU
 
 
 class Problem(NamedTuple):
-    """What every form of retrieval gets, besides the rate of dropout.
+    """The arguments of every form of retrieval, except for the dropout rate.
 
-    rows_BTH: the queries' numbers in the dropout hash. position_T: the positions of queries and pairs in the sequence,
-    which do not begin at 0 on a shard of time.
+    rows_BTH: the numbers of the queries in the dropout hash (`row_numbers`). position_T: the positions of queries and
+    pairs in the sequence, which on a shard of time do not start at 0. seed: uint32 scalar, of the dropout hash.
     """
 
     queries_BTHD: Array
@@ -71,14 +71,15 @@ def causal_retrieval(
     dropout_seed: Array | None = None,
     form: RetrievalForm | str = RetrievalForm.AUTO,
 ) -> Array:
-    """Answers each query from the pairs of the sequence that ``reach`` lets it see, by default all earlier ones.
+    """Answers each query from the pairs of its sequence that ``reach`` lets it see, by default all earlier ones.
 
-    Returns (B, T, H, D) in the type of the values; scores and sums are kept in at least float32. A query that sees no
-    pair, such as the first under a delay, answers 0 with gradient 0. dropout_seed: uint32 scalar, needed if
-    dropout_rate > 0. All forms drop the same weights under the same seed, on any mesh.
+    Returns (B, T, H, D) in the type of the values; scores and sums are in at least float32. A query that sees no pair,
+    such as the first one if the delay is 1, is answered by 0 with gradient 0. dropout_seed: uint32 scalar, needed if
+    dropout_rate > 0. With one seed, all forms drop the same weights, on any mesh. Raises UserError if the device or the
+    task does not allow ``form``.
 
-    Where a mesh splits time, each device gathers the keys and values of its sequences and answers its own queries,
-    blockwise. All shards then take the time of the last, whose queries may see every pair.
+    If the mesh shards time, each device gathers the keys and values of its sequences and answers its own queries
+    blockwise. Every shard then takes as long as the last one, whose queries may see all pairs.
     """
     chex.assert_rank(queries_BTHD, 4)
     chex.assert_equal_shape([queries_BTHD, keys_BTHD, values_BTHD])
@@ -87,15 +88,16 @@ def causal_retrieval(
     form = RetrievalForm(form)
     if form is RetrievalForm.AUTO:
         form = quickest_form(queries_BTHD, dropout_rate, reach)
-    if NEEDS.get(form, platform()) != platform():
-        raise UserError(f"retrieval={form.value} is a kernel for {NEEDS[form]}, and this is {platform()}: choose auto")
-    if form in LIBRARY and dropout_rate > 0:
+    if KERNEL_PLATFORM.get(form, platform()) != platform():
+        needed = KERNEL_PLATFORM[form]
+        raise UserError(f"retrieval={form.value} is a kernel for {needed}, and this is {platform()}: choose auto")
+    if form in LIBRARY_FORMS and dropout_rate > 0:
         raise UserError(f"retrieval={form.value} cannot drop weights: choose auto, or set their dropout to 0")
     rows_BTH = jnp.swapaxes(row_numbers(batch, heads, time), 1, 2)
     problem = Problem(queries_BTHD, keys_BTHD, values_BTHD, rows_BTH, jnp.arange(time), seed, reach)
     axes = time_axes(queries_BTHD)
     if not axes and form in (RetrievalForm.NAIVE, RetrievalForm.BLOCKWISE):
-        return _FORMS[form](problem, dropout_rate)  # XLA shards these by itself
+        return _FORMS[form](problem, dropout_rate)  # XLA shards these well by itself
     leaves, structure = jax.tree.flatten(problem)
 
     def on_shard(*leaves: Array) -> Array:
@@ -110,7 +112,7 @@ def causal_retrieval(
 
 
 def quickest_form(queries_BTHD: Array | jax.ShapeDtypeStruct, dropout_rate: float, reach: Reach) -> RetrievalForm:
-    """What AUTO stands for."""
+    """The form that AUTO selects."""
     if queries_BTHD.shape[1] <= blockwise.BLOCK:
         return RetrievalForm.NAIVE
     if platform() == "tpu":
@@ -130,20 +132,20 @@ def _naive(problem: Problem, rate: float) -> Array:
 
 def _blockwise(problem: Problem, rate: float) -> Array:
     if not isinstance(problem.reach.delay, int):
-        # All pairs would have to be computed, and masked. Rolled queries see the pairs up to their own row.
-        reach, (queries_BTHD, rows_BTH), back = problem.reach.aligned(problem.queries_BTHD, problem.rows_BTH)
-        return back(_blockwise(problem._replace(queries_BTHD=queries_BTHD, rows_BTH=rows_BTH, reach=reach), rate))
+        # With a traced delay, every block would have to compute all pairs. Rolled queries have the delay 0.
+        reach, (queries_BTHD, rows_BTH), restore = problem.reach.aligned(problem.queries_BTHD, problem.rows_BTH)
+        return restore(_blockwise(problem._replace(queries_BTHD=queries_BTHD, rows_BTH=rows_BTH, reach=reach), rate))
     return blockwise_retrieval(rate, *problem[:3], problem.reach, problem.seed, problem.rows_BTH)
 
 
 def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Array:
-    """The answers to a device's own queries, from all pairs of their sequences, which the device gathers."""
+    """The answers to the queries of one shard of time, from the pairs of whole sequences, which the device gathers."""
 
     def gather(x_BTHD: Array) -> Array:
         return lax.all_gather(x_BTHD, axes, axis=1, tiled=True)
 
     reach = problem.reach
-    # The first query of the shard is numbered 0 below, and stands at position_T[0]: the delay shrinks by as much.
+    # `blockwise_retrieval` counts positions from the first query, which is at position_T[0]: delays shrink by that.
     documents_BN = None if reach.documents_BT is None else gather(reach.documents_BT)
     reach = Reach(reach.delay - problem.position_T[0], reach.window, reach.documents_BT, documents_BN)
     keys_BNHD, values_BNHD = gather(problem.keys_BTHD), gather(problem.values_BTHD)
@@ -160,7 +162,7 @@ def _pallas(problem: Problem, rate: float) -> Array:
         return x_BHTD.reshape(batch * heads, *x_BHTD.shape[2:])
 
     q_GTD, k_GTD, v_GTD, rows_GT = map(fold, problem[:4])
-    # The documents of a sequence are those of each of its heads.
+    # Every head of a sequence has its documents.
     reach = jax.tree.map(lambda leaf: jnp.repeat(leaf, heads, axis=0) if leaf.ndim else leaf, problem.reach)
     answers_GTD = pallas_retrieval(rate, q_GTD, k_GTD, v_GTD, reach, problem.seed, rows_GT)
     return jnp.swapaxes(answers_GTD.reshape(batch, heads, *answers_GTD.shape[1:]), 1, 2)
@@ -176,8 +178,8 @@ def _splash(problem: Problem, rate: float) -> Array:
     return splash_retrieval(*problem[:3], problem.reach)
 
 
-NEEDS = {RetrievalForm.CUDNN: "gpu", RetrievalForm.SPLASH: "tpu", RetrievalForm.PALLAS: "tpu"}
-LIBRARY = (RetrievalForm.CUDNN, RetrievalForm.SPLASH)
+KERNEL_PLATFORM = {RetrievalForm.CUDNN: "gpu", RetrievalForm.SPLASH: "tpu", RetrievalForm.PALLAS: "tpu"}
+LIBRARY_FORMS = (RetrievalForm.CUDNN, RetrievalForm.SPLASH)
 _FORMS = {
     RetrievalForm.NAIVE: _naive,
     RetrievalForm.BLOCKWISE: _blockwise,
@@ -195,12 +197,15 @@ def stored_retrieval(
     reach: Reach = STRICT,
     first_slot: int = 0,
 ) -> Array:
-    """Answers the queries of a chunk, which stand at positions length, length + 1, ..., from stored pairs.
+    """Answers the queries of a chunk of T positions from stored pairs.
 
-    Slot ``first_slot`` + i holds pair i. length_B: int32, positions that each row fed before this chunk. Slots past the
-    last written one are never read. If ``reach`` has documents, ``pair_documents_BN`` are those of the slots. Returns
-    (B, T, H, D) in the type of the values; a row without a pair is 0. The time of a chunk grows with the slots in use,
-    that of a single position with the capacity, which it reads without a loop.
+    length_B: int32, the position of the first query of each row. Pair i is in slot ``first_slot`` + i, and N is the
+    number of slots. Slots of pairs that no query sees do not affect the result. If ``reach`` has documents, its
+    ``pair_documents_BN`` are the documents of the slots. Returns (B, T, H, D) in the type of the values; a query that
+    sees no pair is answered by 0.
+
+    A chunk takes time proportional to the number of slots that are seen. A single position takes time proportional to
+    N, because it reads all slots at once, without a loop.
     """
     if queries_BTHD.shape[1] == 1:
         return _stored_one(queries_BTHD, keys_BHND, values_BHND, length_B, reach, first_slot)
@@ -210,7 +215,7 @@ def stored_retrieval(
 def _slots_seen(
     reach: Reach, position_BT: Array, slot_N: Array, first_slot: int, pair_documents_BN: Array | None
 ) -> Array:
-    """(B, T, N) of bool: which slots the queries at these positions see."""
+    """(B, T, N) of bool: which of the slots ``slot_N``, with these documents, the queries at ``position_BT`` see."""
     seen_BTN = reach.sees(position_BT[..., None], slot_N - first_slot) & (slot_N >= first_slot)
     if reach.documents_BT is not None and pair_documents_BN is not None:
         seen_BTN &= reach.documents_BT[..., None] == pair_documents_BN[:, None]
@@ -220,7 +225,7 @@ def _slots_seen(
 def _stored_one(
     queries_BTHD: Array, keys_BHND: Array, values_BHND: Array, length_B: Array, reach: Reach, first_slot: int
 ) -> Array:
-    # Products of a matrix and a vector, without the time axis: with it XLA transposes the keys on CPU.
+    # The products have no time axis: with one, XLA transposes the keys on CPU.
     dtype = accumulation_dtype(queries_BTHD)
     scores_BHN = jnp.einsum("bhd,bhnd->bhn", queries_BTHD[:, 0], keys_BHND, preferred_element_type=dtype)
     slot_N = jnp.arange(keys_BHND.shape[2])
@@ -237,23 +242,23 @@ def _stored_blockwise(
     block = min(blockwise.BLOCK, capacity)
     dtype = accumulation_dtype(queries_BTHD)
     position_BT = length_B[:, None] + jnp.arange(time)
-    newest_BT = position_BT - reach.delay + first_slot  # slots
+    newest_BT = position_BT - reach.delay + first_slot  # the slot of the newest pair that each query sees
 
     def add_block(j: Array, sums: Sums) -> Sums:
-        # The last block is moved back to end with the store; what it then has in common with its neighbour is masked.
+        # The last block is moved back to end with the slots; the slots that it shares with the block before are masked.
         start = jnp.minimum(j * block, capacity - block)
         k_BHND, v_BHND = (lax.dynamic_slice_in_dim(a, start, block, axis=2) for a in (keys_BHND, values_BHND))
-        documents = reach.pair_documents
-        if documents is not None:
-            documents = lax.dynamic_slice_in_dim(documents, start, block, axis=1)
+        documents_BN = reach.pair_documents
+        if documents_BN is not None:
+            documents_BN = lax.dynamic_slice_in_dim(documents_BN, start, block, axis=1)
         slot_N = start + jnp.arange(block)
-        mask_BTN = _slots_seen(reach, position_BT, slot_N, first_slot, documents) & (slot_N >= j * block)
+        mask_BTN = _slots_seen(reach, position_BT, slot_N, first_slot, documents_BN) & (slot_N >= j * block)
         scores_BHTN = jnp.einsum("bthd,bhnd->bhtn", queries_BTHD, k_BHND, preferred_element_type=dtype)
         return add_sums(sums, sums_over_pairs(jnp.where(mask_BTN[:, None], scores_BHTN, UNSEEN), v_BHND))
 
     end = jnp.minimum((jnp.max(newest_BT) + block) // block, -(-capacity // block))
     oldest = jnp.zeros((), jnp.int32) if reach.window is None else jnp.min(newest_BT) - reach.window + 1
     rows = (batch, heads, time)
-    nothing = Sums(jnp.full(rows, UNSEEN, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype))
-    answers_BHTD, _ = answers_of(lax.fori_loop(jnp.maximum(oldest, 0) // block, end, add_block, nothing))
+    zero = Sums(jnp.full(rows, UNSEEN, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype))
+    answers_BHTD, _ = answers_of(lax.fori_loop(jnp.maximum(oldest, 0) // block, end, add_block, zero))
     return jnp.swapaxes(answers_BHTD, 1, 2).astype(values_BHND.dtype)

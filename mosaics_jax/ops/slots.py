@@ -1,4 +1,7 @@
-"""Retrieval from a persistent memory: its pairs are parameters, and every query sees all of them (v1 section 5)."""
+"""Retrieval from a persistent memory: its pairs are parameters, and every query sees all of them (v1 section 5).
+
+In the fast forms T counts the queries of all sequences, B T of them: a block of queries reads the slots once.
+"""
 
 import functools
 from collections.abc import Callable
@@ -28,11 +31,11 @@ def slot_retrieval(
     dropout_seed: Array | None = None,
     form: RetrievalForm | str = RetrievalForm.AUTO,
 ) -> Array:
-    """Answers every query from M fixed slots; the mean over K banks, each with its own softmax.
+    """Answers every query from M fixed slots per head: the mean over K banks, each with a softmax of its own.
 
-    Returns (B, T, H, D) in the type of the values. BLOCKWISE holds the weights of one block of queries at a time,
-    forward and backward; PALLAS holds none outside of the chip. AUTO is PALLAS on TPU, else BLOCKWISE; so are CUDNN and
-    SPLASH, which know no slots.
+    Returns (B, T, H, D) in the type of the values. dropout_seed: uint32 scalar, needed if dropout_rate > 0. BLOCKWISE
+    stores the weights of one block of queries at a time, forward and backward; PALLAS stores none in main memory. AUTO,
+    CUDNN and SPLASH select PALLAS on TPU, else BLOCKWISE: the library kernels have no form for slots.
     """
     chex.assert_equal_shape([keys_KHMD, values_KHMD])
     chex.assert_shape(keys_KHMD, (None, queries_BTHD.shape[2], None, queries_BTHD.shape[3]))
@@ -49,7 +52,7 @@ def slot_retrieval(
         answers = [retrieve(queries_BTHD, *bank, rows_BTH) for bank in banks]
         return answers[0] if len(answers) == 1 else sum(answers[1:], answers[0]) / len(answers)
 
-    # No query sees another. Left to itself, XLA would gather slots, and sum their gradients, once a block of queries.
+    # XLA alone would gather the slots, and sum their gradients over devices, once per block of queries.
     arrays = queries_BTHD, keys_KHMD, values_KHMD, rows_BTH, seed
     return map_shards(on_shard, *arrays, names=(HEADS, SLOTS, SLOTS, HEADS[:3], ()))
 
@@ -59,9 +62,6 @@ def _naive(rate: float, queries_BTHD: Array, keys_HMD: Array, values_HMD: Array,
     keep = keep_mask(seed, rows_BHT[..., None], jnp.arange(keys_HMD.shape[1]), rate) if rate > 0 else None
     answers_BHTD = unit_key_regression(queries_BHTD, keys_HMD, values_HMD, keep=keep, rate=rate)
     return jnp.swapaxes(product(answers_BHTD), 1, 2)
-
-
-# The fast forms fold B and T into one axis of queries: the slots are read once for all sequences.
 
 
 def _blockwise(
@@ -78,7 +78,7 @@ def _pallas(
 
 
 def _fold(x_BTHD: Array) -> Array:
-    """(B, T, H, ...) to (H, B T, ...)."""
+    """(B, T, H, ...) to (H, B T, ...): the queries of all sequences on one axis."""
     x_HBTD = jnp.moveaxis(x_BTHD, 2, 0)
     return x_HBTD.reshape(len(x_HBTD), x_HBTD.shape[1] * x_HBTD.shape[2], *x_HBTD.shape[3:])
 

@@ -1,7 +1,8 @@
-"""The softmax over pairs, and the dropout of its weights: what all forms of retrieval share.
+"""The softmax over pairs and the dropout of its weights, shared by all forms of retrieval.
 
-Forms differ in how they cut queries and pairs into blocks. A block's part of a softmax is kept as three sums
-(`Sums`), which add up over blocks of pairs (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention, algorithm 1).
+Forms differ in how they split queries and pairs into blocks. The softmax over one block of pairs is represented by
+`Sums`, and the sums of several blocks can be added (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention,
+algorithm 1).
 """
 
 from typing import NamedTuple
@@ -11,13 +12,14 @@ import jax.numpy as jnp
 from mosaics_jax.ops.normalize import accumulation_dtype
 from mosaics_jax.shapes import Array
 
-UNSEEN = -1e30  # the score of a pair that a query does not see: exp gives 0, without the NaN of inf - inf
+UNSEEN = -1e30  # the score of a pair that a query does not see; its exp is 0, and inf - inf = NaN cannot occur
 
 
 class Sums(NamedTuple):
-    """A softmax over some pairs: the largest score, the sum of exp(score - largest), and that sum of values.
+    """The softmax of each query over some of its pairs, before division.
 
-    Shapes (..., T), (..., T) and (..., T, D).
+    largest (..., T): the largest score. total (..., T): the sum of the weights exp(score - largest). weighted
+    (..., T, D): the sum of weights times values.
     """
 
     largest: Array
@@ -26,7 +28,10 @@ class Sums(NamedTuple):
 
 
 def masked_softmax(scores: Array, mask: Array | None = None) -> Array:
-    """Softmax over the last axis among entries where ``mask`` holds; a row with none is all zero, gradient too."""
+    """Softmax over the entries of the last axis where ``mask`` is true (default: all).
+
+    The other entries are 0. A row without a true entry is 0, with gradient 0.
+    """
     if mask is None:
         mask = jnp.ones((), bool)
     if scores.shape[-1] == 0:
@@ -39,15 +44,18 @@ def masked_softmax(scores: Array, mask: Array | None = None) -> Array:
 
 
 def drop(weights: Array, keep: Array | None, rate: float) -> Array:
-    """Weights after dropout: those that ``keep`` marks, divided by 1 - rate, and 0. All of them if ``keep`` is None.
+    """The weights after dropout: divided by 1 - rate where ``keep`` is true, 0 elsewhere; unchanged without ``keep``.
 
-    Dropped weights are not renormalised. Gradients of weights pass through the same function.
+    The result is not renormalised. The gradient of the weights is the same function of the gradient of the result.
     """
     return weights if keep is None else jnp.where(keep, weights / (1.0 - rate), 0.0)
 
 
 def sums_over_pairs(scores: Array, values: Array, keep: Array | None = None, rate: float = 0.0) -> Sums:
-    """The sums of one block of pairs: scores (..., T, N), where UNSEEN as said above, and values (..., N, D)."""
+    """The sums over one block of pairs, from scores (..., T, N) and values (..., N, D).
+
+    The score of a pair that a query does not see must be UNSEEN. keep (..., T, N): the weights that dropout keeps.
+    """
     largest = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - largest[..., None])
     total = jnp.sum(weights, axis=-1)
@@ -57,7 +65,7 @@ def sums_over_pairs(scores: Array, values: Array, keep: Array | None = None, rat
 
 
 def add_sums(one: Sums, other: Sums) -> Sums:
-    """The sums over both blocks of pairs."""
+    """The sums over the pairs of both."""
     largest = jnp.maximum(one.largest, other.largest)
     share, other_share = jnp.exp(one.largest - largest), jnp.exp(other.largest - largest)
     total = share * one.total + other_share * other.total
@@ -65,11 +73,11 @@ def add_sums(one: Sums, other: Sums) -> Sums:
 
 
 def answers_of(sums: Sums) -> tuple[Array, Array]:
-    """The answers (..., T, D), and the logarithm of each query's summed weights, (..., T).
+    """The answers (..., T, D), and the logarithm of each query's sum of exp(score), (..., T).
 
-    A query that sees no pair answers 0. Its logarithm is -UNSEEN, so that recomputed weights are 0.
+    A query that sees no pair is answered by 0. Its logarithm is -UNSEEN, so that the weights recomputed from it are 0.
     """
-    # Where every score is UNSEEN, the weights are those of a uniform average.
+    # If every score of a query is UNSEEN, its sums are those of a uniform average, and not used.
     sees_any = sums.largest > 0.5 * UNSEEN
     answers = jnp.where(sees_any[..., None], sums.weighted / sums.total[..., None], 0.0)
     return answers, jnp.where(sees_any, sums.largest + jnp.log(sums.total), -UNSEEN)
@@ -81,7 +89,7 @@ def recomputed_weights(
     """For the backward pass of one block: the weights after dropout, and the gradients of the scores, (..., T, N) each.
 
     log_total (..., T): from `answers_of`. gradients (..., T, D): of the answers. inner (..., T): the inner product of
-    each answer with its gradient, which the gradient of a softmax subtracts.
+    each answer and its gradient. keep (..., T, N): the weights that dropout keeps.
     """
     weights = jnp.exp(scores - log_total[..., None])
     dweights = jnp.einsum("...td,...nd->...tn", gradients, values, preferred_element_type=accumulation_dtype(scores))

@@ -1,4 +1,4 @@
-"""Loss over a whole text, against the definition; and the figure of a run."""
+"""The loss over a whole text, against its definition; and the figure of loss curves."""
 
 import jax
 import numpy as np
@@ -12,21 +12,21 @@ from mosaics_jax.models import MemoryMosaic, MosaicConfig
 from mosaics_jax.training.mesh import make_mesh
 
 
-def test_every_token_weighs_the_same():
+def test_the_loss_is_the_mean_over_all_tokens():
     model = MemoryMosaic(MosaicConfig(vocab_size=23, n_layer=1, n_head=2, n_embd=16, pmem_size=8))
     tokens = np.random.default_rng(0).integers(0, 23, 100).astype(np.uint16)
     params = nn.meta.unbox(model.init(jax.random.key(0), tokens[None, :5].astype(np.int32)))["params"]
     context = 7
     with jax.set_mesh(make_mesh("data:-1")):
-        found = loss_evaluator(model)(params, evaluation_windows(tokens, context, batch_size=4))
+        metrics = loss_evaluator(model)(params, evaluation_windows(tokens, context, batch_size=4))
     total = 0.0
     for start in range(0, 99, context):  # window by window, the last one short
         window = tokens[start : start + context + 1].astype(np.int32)
         logits = np.asarray(model.apply({"params": params}, window[None, :-1]), np.float64)[0]
         log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         total -= log_probability[np.arange(len(window) - 1), window[1:]].sum()
-    assert found["loss"] == pytest.approx(total / 99, rel=1e-6)
-    assert found["perplexity"] == pytest.approx(np.exp(total / 99), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(total / 99, rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(np.exp(total / 99), rel=1e-5)
 
 
 def test_loss_curves_are_drawn_for_short_and_long_runs(tmp_path):

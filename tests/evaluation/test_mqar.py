@@ -1,4 +1,4 @@
-"""Loss and accuracy at the queries alone are those of all positions, of which the others are masked."""
+"""Loss and accuracy computed at the queries only equal those of all positions with the other targets masked."""
 
 import flax.linen as nn
 import jax
@@ -46,11 +46,11 @@ def test_loss_and_gradient(model, params):
 def test_accuracy(model, params):
     batch = sequences(DATA, 0, 300)
     answers = jnp.argmax(model.apply({"params": params}, batch["inputs"]), axis=-1)
-    # Some targets are made those of the model, so that there is something right.
+    # Some targets are replaced by the model's answers, so that some answers are right.
     rows = np.arange(300)[:, None] < 120
     batch["targets"] = np.where(rows & (batch["targets"] != IGNORED), answers, batch["targets"])
-    asked = batch["targets"] != IGNORED
-    expected = (np.asarray(answers) == batch["targets"])[asked].mean()
+    is_query = batch["targets"] != IGNORED
+    expected = (np.asarray(answers) == batch["targets"])[is_query].mean()
     assert 0.4 <= expected < 0.6
     batches = evaluation_batches(batch, 128)
     assert [len(part["inputs"]) for part in batches] == [128] * 3

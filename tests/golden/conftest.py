@@ -1,4 +1,4 @@
-"""The recorded arrays, and our models on their parameters."""
+"""Fixtures: the arrays that were recorded from the authors' code, and our models with the recorded parameters."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ MANIFEST = json.loads((HERE / "manifest.json").read_text())
 
 
 class Recording:
-    """A recorded language model (or its trajectory): the arrays, and our model with the same parameters."""
+    """A recorded language model, or a recorded training run: its arrays, and our model with the same parameters."""
 
     def __init__(self, name):
         self.settings = MANIFEST[name]
@@ -52,7 +52,7 @@ class Recording:
         return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
 
     def named(self, tree):
-        """A tree like the parameters as a dict under the names of the checkpoint, a tied matrix twice."""
+        """A tree with the structure of the parameters as a dict of the authors' names; a tied matrix has both names."""
         if "blocks" in tree:
             tree = unstack_layers(tree)
         named = {}
@@ -71,7 +71,7 @@ def recorded():
 
 @pytest.fixture(scope="session")
 def relative_error():
-    """Largest difference of two arrays over the largest magnitude of the second."""
+    """The largest difference of two arrays, divided by the largest magnitude of the second."""
 
     def error(ours, theirs):
         ours = np.asarray(ours, np.float64)

@@ -1,4 +1,4 @@
-"""Single memory blocks against the authors' arrays: outputs, what lies in between, gradients of all arguments."""
+"""Single memory units against arrays of the authors' code: outputs, intermediate arrays, gradients of all arguments."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def block_of(name, dtype, width):
 
 
 def ours(arrays, prefix):
-    """The arrays of one kind (parameters, gradients) of a block as our tree."""
+    """The recorded arrays whose names begin with ``prefix`` (parameters or gradients), as a tree of our parameters."""
     part = {name.removeprefix(prefix): jnp.asarray(a) for name, a in arrays.items() if name.startswith(prefix)}
     tree = {
         "key": {
@@ -51,15 +51,15 @@ def run(name, dtype):
     block = block_of(name, dtype, arrays["x"].shape[-1])
     params = jax.tree.map(lambda a: a.astype(dtype), ours(arrays, "param/"))
 
-    def in_between(module, method):
-        # What the block hands to W_z, and what the projections of its extractors make of x.
+    def is_intermediate(module, method):
+        # The outputs of all projections, and the values.
         return (isinstance(module, Projection) and method == "__call__") or method == "value"
 
     @jax.jit
     def forward_and_back(params, x, cotangent):
         def forward(params, x):
             variables = {"params": params}
-            y, captured = block.apply(variables, x, capture_intermediates=in_between, mutable=["intermediates"])
+            y, captured = block.apply(variables, x, capture_intermediates=is_intermediate, mutable=["intermediates"])
             return y, captured["intermediates"]
 
         y, pull, captured = jax.vjp(forward, params, x, has_aux=True)
@@ -86,11 +86,13 @@ def test_float64(x64, relative_error, name):
     raw = captured["key"]["W_phi"]["__call__"][0]
     assert relative_error(heads(raw), arrays["mid_f64/kraw"]) < EXACT
     merged = jnp.linalg.solve(params["W_z"]["kernel"].T, captured["W_z"]["__call__"][0][..., None])[..., 0]
-    assert relative_error(merged, arrays["mid_f64/merged"]) < 1e-7  # solved for, so only as good as W_z's condition
+    assert (
+        relative_error(merged, arrays["mid_f64/merged"]) < 1e-7
+    )  # solved for, so that the error grows with the condition number of W_z
     if "incontext" in name:
         values = np.moveaxis(captured["value"]["value"][0], 2, 1)
         gain = np.exp(10 * np.asarray(params["value"]["gain"]))[:, None, None]
-        # The last value is made with a zero future and never read: recorded as the authors' code makes it.
+        # The last value, which no query sees, is computed from a zero next input, as in the authors' code.
         assert relative_error(values / gain, arrays["mid_f64/vunit"]) < EXACT
         answers = np.einsum("bhtn,bhnd->bhtd", arrays["mid_f64/att"], np.asarray(values))
         assert relative_error(answers, heads(arrays["mid_f64/merged"])) < EXACT
@@ -98,7 +100,7 @@ def test_float64(x64, relative_error, name):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_float32(name):
-    """Within the authors' own float32 error, up to the order of summation (see `test_language_models.test_float32`)."""
+    """The float32 error is at most 8 times the authors' (see `test_language_models.test_float32`)."""
     arrays, _, y, _, _ = run(name, "float32")
     error = np.max(np.abs(y - arrays["y_f64"]))
     assert error < 8 * MANIFEST[name]["f32_vs_f64"]

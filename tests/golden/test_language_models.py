@@ -1,4 +1,4 @@
-"""Language models against the authors' arrays: outputs, losses, gradients of every parameter, ten training steps."""
+"""Language models against arrays of the authors' code: outputs, losses, all gradients, ten training steps."""
 
 import functools
 
@@ -55,7 +55,7 @@ def test_float64(x64, recorded, relative_error, name):
         relative_error(losses.sum()[None] / np.sum(arrays["tgt_ignore"][:, skip:] >= 0), arrays["loss_ignore_f64"])
         < EXACT
     )
-    # What follows a prefix does not change it: padding spares a compilation for the short sequence.
+    # Later tokens do not change earlier outputs: with padding, the short sequence needs no compilation of its own.
     short = arrays["idx_short"].shape[1]
     logits = logits_of(params, np.pad(arrays["idx_short"], ((0, 0), (0, arrays["idx"].shape[1] - short))))
     assert relative_error(logits[:, : short - skip], arrays["logits_short_f64"]) < EXACT
@@ -88,10 +88,10 @@ SCANNED = ({"scan_layers": True, "remat": "dots"}, LeakyForm.SCAN)
 )
 def test_float64_in_other_forms(x64, monkeypatch, recorded, relative_error, name, form):
     fields, leaky_form = form
-    # Blocks and chunks that do not divide the 48 positions: there are several, and the last is padded.
+    # The 48 positions are several blocks or chunks, of which the last is padded.
     monkeypatch.setattr(blockwise, "BLOCK", 20)
     monkeypatch.setattr(averages, "CHUNK", 20)
-    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 60)
+    monkeypatch.setattr(blockwise, "block_size_for_slots", lambda: 60)
     monkeypatch.setattr(extractors, "leaky_average", functools.partial(leaky_average, form=leaky_form))
     recording = recorded(name)
     model, params = recording.model("float64", **fields)
@@ -113,12 +113,12 @@ def reorder_channels(model, params, order):
 
 @pytest.mark.parametrize("name", MOSAICS + TRANSFORMERS)
 def test_float32(recorded, name):
-    """The float32 error is that of the authors' float32, up to the order of summation.
+    """The float32 error is that of the authors' float32 code, up to the order of summation.
 
-    The manifest records one error of theirs for each network. Where a vector that is normalised happens to be short, it
-    is luck: summing over the channels in another order changes it from a third to fifteen times, in their arithmetic as
-    in ours. So the median over several orders is compared, and allowed to be 8 times the recorded one, in transformers,
-    which normalise no short vectors, 2 times.
+    The manifest records the authors' error for each network. If a vector that is normalised happens to be short, the
+    error depends on the order in which channels are summed: with other orders, it is a third to fifteen times as large,
+    in both codes. The test therefore compares the median over several orders, and allows 8 times the recorded error; 2
+    times for transformers, which normalise no short vectors.
     """
     recording = recorded(name)
     arrays = recording.arrays
@@ -147,11 +147,11 @@ def test_float32(recorded, name):
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_ten_training_steps(x64, recorded, name):
-    """To 1e-9, or as near as rounding lets two runs stay.
+    """Losses, gradient norms and final parameters agree to 1e-9, or to the effect of rounding.
 
-    The mosaics' loss is steep where short vectors are normalised, and Adam divides by small gradients: what rounding
-    makes of the first step grows tenfold at every later one, to 1e-8 in lib_base and 1e-2 in nano_mosaic at the tenth,
-    whoever computes it. How far is measured: by our own runs from parameters that differ by 1e-15, relative.
+    The loss of mosaics is steep where short vectors are normalised, and Adam divides by small gradients. A rounding
+    error of the first step therefore grows about tenfold per step, in any code: to 1e-8 in lib_base and 1e-2 in
+    nano_mosaic at the tenth. The test measures this growth by runs whose initial parameters differ by 1e-15, relative.
     """
     recording, trajectory = recorded(name), recorded(f"{name}_train10")
     theirs = trajectory.arrays
@@ -191,12 +191,12 @@ def test_ten_training_steps(x64, recorded, name):
 
     losses, norms, final = train(params)
     others = [nearby(seed) for seed in range(1 if name in TRANSFORMERS else 3)]
-    # No allowance where rounding has not grown yet.
+    # In the first steps rounding errors have not grown yet.
     assert np.max(np.abs(losses[:4] / theirs["losses_f64"][:4] - 1)) < EXACT
     check(losses, [other[0] for other in others], theirs["losses_f64"], theirs["losses_f64"])
     check(norms, [other[1] for other in others], theirs["grad_norms_f64"], theirs["grad_norms_f64"])
     for key, last in trajectory.part("final_f64/").items():
-        # One figure a parameter: its largest difference.
+        # Of each parameter, the largest difference is compared.
         scale = np.max(np.abs(last))
         spread = max(np.max(np.abs(other[2][key] - final[key])) for other in others) / scale
         assert np.max(np.abs(final[key] - last)) / scale < max(EXACT, 10 * spread), key

@@ -1,4 +1,4 @@
-"""Small networks of every kind."""
+"""Small networks with all options of the configs."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ CONFIGS = {
 
 
 def build(config, seed=0):
-    """A model and parameters whose scalars and biases are moved off the values that they begin with."""
+    """A model and random parameters; scalars and biases differ from their initial values."""
     model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     shapes = jax.tree.map(lambda box: box.value, shapes, is_leaf=lambda leaf: hasattr(leaf, "names"))
@@ -45,19 +45,19 @@ def build(config, seed=0):
 
 @pytest.fixture(params=CONFIGS)
 def config(request):
-    """The config of every kind of small network in turn; ``parametrize(..., indirect=True)`` picks some."""
+    """The config of each small network; ``parametrize(..., indirect=True)`` selects some by name."""
     return CONFIGS[request.param]
 
 
 @pytest.fixture
 def make():
-    """``make(config, **changed fields)`` -> (model, params)."""
+    """``make(config, **changed_fields)`` -> (model, params)."""
     return lambda config, **fields: build(dataclasses.replace(config, **fields))
 
 
 @pytest.fixture
 def tokens():
-    """``tokens(batch, time)``: random ids."""
+    """``tokens(batch, time, seed)``: random token ids."""
 
     def sample(batch, time, seed=0):
         return np.random.default_rng(seed).integers(0, VOCAB, (batch, time)).astype(np.int32)

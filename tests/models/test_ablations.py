@@ -1,6 +1,6 @@
-"""Mosaics with a part left out or added: parameters, their places on a mesh, and that no other code knows them.
+"""Ablations of the mosaic: numbers of parameters, their sharding, and that the authors' format cannot hold them.
 
-That they are causal, decode as they train and run scanned is tested with every other network.
+Causality, decoding and scanned layers of the ablations are tested with all other networks.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from mosaics_jax.sharding import RULES
 
 CONFIG = MosaicConfig(vocab_size=31, n_layer=2, n_head=2, n_embd=16, pmem_size=7)
 SCALARS = CONFIG.n_head
-# Fields, and by how much one block grows.
+# Changed fields, and the number of parameters that they add to a block.
 ABLATIONS = [
     ({"leaky_average": "fixed"}, -2 * SCALARS),
     ({"leaky_average": "off"}, -2 * SCALARS),
@@ -45,27 +45,27 @@ def test_parameters(fields, growth):
 
 @ablations
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_every_axis_of_a_parameter_has_its_place_on_the_mesh(fields, growth, scan_layers):
-    places = dict(RULES)
+def test_every_axis_of_a_parameter_has_a_sharding_rule(fields, growth, scan_layers):
+    rules = dict(RULES)
     boxes = jax.tree.leaves(
         boxed_shapes(dataclasses.replace(CONFIG, scan_layers=scan_layers, **fields)),
         is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
     )
     for box in boxes:
-        assert len(box.names) == box.value.ndim and all(name in places for name in box.names)
+        assert len(box.names) == box.value.ndim and all(name in rules for name in box.names)
 
 
 def test_feed_forward_is_as_large_as_persistent_memory_of_3_c_slots():
-    """But for the scalars of the memory's heads: decay, bandwidth, gain."""
+    """Apart from the scalars of the memory's heads: decay, bandwidth, gain."""
     persistent = dataclasses.replace(CONFIG, pmem_size=3 * CONFIG.n_embd)
     feed_forward = dataclasses.replace(CONFIG, feed_forward=True)
     assert size(persistent) == size(feed_forward) + CONFIG.n_layer * 3 * SCALARS
 
 
 @ablations
-def test_the_authors_checkpoints_know_none(fields, growth):
+def test_the_authors_format_refuses_ablations(fields, growth):
     config = dataclasses.replace(CONFIG, **fields)
     with pytest.raises(UserError) as refusal:
         to_torch(config, {})
-    told = str(refusal.value)
-    assert all(f"{name}={value}" in told for name, value in fields.items()) and "\n" not in told
+    message = str(refusal.value)
+    assert all(f"{name}={value}" in message for name, value in fields.items()) and "\n" not in message

@@ -1,4 +1,4 @@
-"""No position knows its future, whatever the form; every position knows its past; a prefix is a sequence of its own."""
+"""Outputs depend on all earlier tokens and on no later one, and those of a prefix equal those of the whole."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ some = pytest.mark.parametrize("config", ["mosaic", "gpt2"], indirect=True)
 
 
 def changed_everywhere(tokens):
-    """Row 0 is the sequence, row t + 1 the sequence with another token at t."""
+    """Row 0 is the sequence; row t + 1 is the sequence with another token at position t."""
     rows = np.repeat(tokens, TIME + 1, axis=0)
     for t in range(TIME):
         rows[t + 1, t] = (rows[t + 1, t] + 1) % 31
@@ -24,12 +24,12 @@ def check_causality(logits):
     change = np.max(np.abs(logits[1:] - logits[0]), axis=-1)
     earlier = np.tril(np.ones((TIME, TIME), bool), -1)
     assert np.max(change[earlier]) < EXACT
-    # The token itself matters at once, and every token still matters at the last position.
+    # Every token changes the output at its own position and at the last one.
     assert np.min(np.diag(change)) > 10 * EXACT
     assert np.min(change[:, -1]) > 10 * EXACT
 
 
-def test_no_leak_and_prefixes(config, make, tokens):
+def test_no_dependence_on_later_tokens_and_prefixes(config, make, tokens):
     model, params = make(config, n_layer=1)
     run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     rows = changed_everywhere(tokens(1, TIME))
@@ -40,7 +40,7 @@ def test_no_leak_and_prefixes(config, make, tokens):
 
 
 @some
-def test_no_leak_over_blocks(monkeypatch, config, make, tokens):
+def test_no_dependence_on_later_tokens_blockwise(monkeypatch, config, make, tokens):
     monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 4)
     model, params = make(config, retrieval="blockwise")
     check_causality(np.asarray(jax.jit(model.apply)({"params": params}, changed_everywhere(tokens(1, TIME)))))
@@ -64,8 +64,8 @@ def test_gradients_are_causal_and_finite_from_the_first_position(config, make, t
 
 
 @some
-def test_any_length(config, make, tokens):
-    """A mosaic has no limit on T; the baseline says what its own is."""
+def test_length_limits(config, make, tokens):
+    """A mosaic has no limit on T; exceeding the limit of the baseline is an error."""
     model, params = make(config, n_layer=1)
     run = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
     if model.max_positions is None:

@@ -1,4 +1,4 @@
-"""Decoding equals the parallel form at every position: by tokens, by chunks, with rows at different lengths."""
+"""Decoding equals the parallel form at every position: token by token, in chunks, with rows of different lengths."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 import mosaics_jax.ops.blockwise
 
 TIME = 12
-# How many of each chunk's tokens are real, row by row: chunks of 4, then single tokens. Rows end at different lengths.
+# (size of a chunk, number of its valid tokens per row): chunks of 4, then single tokens. Rows end at different lengths.
 PLAN = [(4, (4, 1, 0)), (4, (4, 4, 3)), (1, (1, 1, 1)), (1, (1, 0, 1)), (1, (0, 1, 1)), (1, (1, 1, 0))]
 ONE_ROW = [(4, (4,))] + [(1, (1,))] * 5
 
@@ -17,7 +17,7 @@ some = pytest.mark.parametrize("config", ["mosaic", "gpt2"], indirect=True)
 @pytest.fixture
 def decode():
     def run(model, params, tokens, plan, padding, capacity):
-        """Logits of every real token of each row, the chunks of ``plan`` padded with other tokens."""
+        """The logits of all valid tokens of each row; the chunks of ``plan`` are padded with tokens of ``padding``."""
         extend = jax.jit(lambda *args: model.apply({"params": params}, *args, method="extend"))
         memory = jax.jit(lambda: model.apply({"params": params}, len(tokens), capacity, method="empty_memory"))()
         length = np.zeros(len(tokens), int)
@@ -36,7 +36,7 @@ def decode():
     return run
 
 
-def test_ragged_chunks_and_tokens(config, make, decode, monkeypatch, tokens):
+def test_chunks_with_padding_and_single_tokens(config, make, decode, monkeypatch, tokens):
     monkeypatch.setattr(mosaics_jax.ops.blockwise, "BLOCK", 5)
     model, params = make(config)
     sequence = tokens(3, TIME)
@@ -55,7 +55,7 @@ def test_one_row_that_fills_its_memory(config, make, decode, tokens):
 
 @some
 def test_bfloat16(config, make, decode, tokens):
-    """Logits stay float32, and both forms stay near the float32 network."""
+    """Logits are float32, and those of both forms are close to those of the float32 network."""
     exact, params = make(config)
     half, _ = make(config, dtype="bfloat16")
     exact = np.asarray(jax.jit(exact.apply)({"params": params}, tokens(1, 9))[0])
@@ -67,7 +67,7 @@ def test_bfloat16(config, make, decode, tokens):
 
 
 @some
-def test_last_logits(config, make, tokens):
+def test_logits_of_the_last_token_only(config, make, tokens):
     model, params = make(config)
 
     @jax.jit
@@ -81,7 +81,7 @@ def test_last_logits(config, make, tokens):
 
 
 @some
-def test_scanned_layers_are_refused(config, make):
+def test_decoding_with_scanned_layers_is_an_error(config, make):
     model, params = make(config, scan_layers=True)
     with pytest.raises(ValueError, match="unstack_layers"):
         model.apply({"params": params}, 1, 8, method="empty_memory")

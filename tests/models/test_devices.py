@@ -1,4 +1,4 @@
-"""Language models on 8 virtual devices: under every mesh the losses and gradients of one device."""
+"""Language models on 8 virtual devices: on every mesh, losses and gradients equal those of one device."""
 
 import pathlib
 import subprocess

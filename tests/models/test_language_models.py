@@ -1,4 +1,4 @@
-"""What configs promise: sizes, initial values, types, dropout, layouts of layers, and refusals."""
+"""Language models: sizes, initial values, types, dropout, rematerialisation, scanned layers, and bad configs."""
 
 import dataclasses
 import math
@@ -86,17 +86,17 @@ def test_initial_values_of_the_baseline():
 
 
 @pytest.mark.parametrize("config", [MosaicConfig(pmem_size=50, **WIDE), GPT2Config(context_length=64, **WIDE)])
-def test_first_loss_is_that_of_a_uniform_guess(config):
-    """No 1/sqrt(C) is forgotten or taken twice: the loss begins near ln V."""
+def test_initial_loss_is_ln_v(config):
+    """A factor 1/sqrt(C) that is missing or applied twice would change the initial loss."""
     tokens = np.random.default_rng(0).integers(0, 300, (4, 33)).astype(np.int32)
     model = (GPT2 if isinstance(config, GPT2Config) else MemoryMosaic)(config)
 
     @jax.jit
-    def first_loss(key):
+    def initial_loss(key):
         params = model.init(key, tokens[:, :2])
         return model.apply(params, tokens[:, :-1], tokens[:, 1:], method="loss")[0]
 
-    assert float(first_loss(jax.random.key(0))) == pytest.approx(math.log(300), abs=0.1)
+    assert float(initial_loss(jax.random.key(0))) == pytest.approx(math.log(300), abs=0.1)
 
 
 some = pytest.mark.parametrize("config", ["mosaic", "nano", "gpt2"], indirect=True)
@@ -126,7 +126,7 @@ DROPOUTS = [("mosaic", "ic_dropout"), ("mosaic", "hd_dropout"), ("mosaic", "embe
 
 
 @pytest.mark.parametrize("config, rate", DROPOUTS, indirect=["config"])
-def test_dropout_is_for_training_alone(config, make, tokens, rate):
+def test_dropout_acts_in_training_only(config, make, tokens, rate):
     layout = {"scan_layers": True, "remat": "full"} if rate == "hd_dropout" else {}
     plain, params = make(config, **layout)
     model, _ = make(config, **layout, **{rate: 0.3})
@@ -143,8 +143,8 @@ SCANS = [("mosaic", True), ("convolutions", False), ("gpt2", True)]
 
 
 @pytest.mark.parametrize("config, scan_layers", SCANS, indirect=["config"])
-def test_what_backward_makes_again(config, make, tokens, scan_layers):
-    """With "dots" no product, with "full" those of a block; the gradients are the same, weights dropped alike."""
+def test_what_the_backward_pass_recomputes(config, make, tokens, scan_layers):
+    """remat="dots" recomputes no product, "full" recomputes those of a block; gradients with dropout are the same."""
     fields = {"scan_layers": scan_layers, "retrieval": "blockwise", config_dropout(config): 0.3}
     sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
     products, gradients = [], []
@@ -168,7 +168,7 @@ def config_dropout(config):
 
 
 @some
-def test_loss_is_that_of_the_logits(config, make, tokens):
+def test_loss_equals_the_loss_of_the_logits(config, make, tokens):
     model, params = make(config, skip_tokens=3)
     sequence, targets = tokens(2, 9), tokens(2, 9, seed=1)
     targets[0, 5] = -1
@@ -185,8 +185,8 @@ def test_loss_is_that_of_the_logits(config, make, tokens):
     assert float(loss) == pytest.approx(-picked[valid].mean(), rel=1e-5)
 
 
-def test_layers_stack_and_unstack(config, make):
-    """Both layouts hold the same numbers bit for bit."""
+def test_stacking_and_unstacking_layers(config, make):
+    """Both layouts have the same numbers, bit for bit."""
     _, params = make(config)
     _, stacked = make(config, scan_layers=True)
     ours = stack_layers(params)
@@ -203,8 +203,8 @@ def test_scanned_layers_compute_the_same(config, make, tokens):
 
 
 @pytest.mark.parametrize("config", ["mosaic", "nano"], indirect=True)
-def test_where_the_authors_code_divides_by_zero(config, make, tokens):
-    """A zero vector at the input, c = 0 with nothing to peek at, and no decay: finite value and gradient."""
+def test_cases_in_which_the_authors_code_divides_by_zero(config, make, tokens):
+    """A zero embedding, c = 0 at the last position, and no decay: logits and gradients are finite."""
     model, params = make(config)
 
     def loss(params, sequence):
@@ -247,7 +247,7 @@ BAD_MOSAIC = [
     ({"variant": "micro"}, "variant='micro' is not one of library, nano"),
     ({"ic_dropout": 1.0}, "ic_dropout=1.0 must be at least 0 and below 1"),
     ({"leaky_average": "none"}, "leaky_average='none' is not one of learned, fixed, off"),
-    ({"value_convolution": True, "peek": False}, "goes with peek=True alone"),
+    ({"value_convolution": True, "peek": False}, "needs peek=True"),
 ]
 BAD_GPT2 = [
     ({"context_length": 0}, "context_length=0"),
@@ -260,6 +260,6 @@ BAD_GPT2 = [
     "config_class, fields, message",
     [(MosaicConfig, *bad) for bad in BAD + BAD_MOSAIC] + [(GPT2Config, *bad) for bad in BAD + BAD_GPT2],
 )
-def test_bad_configs_are_refused(config_class, fields, message):
+def test_bad_configs_are_errors(config_class, fields, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         config_class(**fields)

@@ -1,4 +1,4 @@
-"""The network on one page equals the library's and the authors' arrays: logits and all gradients, in float64."""
+"""`models.reference` equals `MemoryMosaic` and the authors' arrays in float64: logits, loss and all gradients."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def test_equals_the_library_and_the_authors(x64, name):
     assert max(jax.tree.leaves(errors)) < EXACT, errors
 
 
-def test_says_which_options_it_leaves_out():
+def test_an_option_that_the_page_leaves_out_is_an_error():
     config = MosaicConfig(vocab_size=7, n_layer=1, n_head=1, n_embd=4, pmem_size=3, asymmetric=True)
     with pytest.raises(ValueError, match="asymmetric=True"):
         reference.apply(config, {}, jnp.zeros((1, 3), jnp.int32))

@@ -1,4 +1,4 @@
-"""Every sequence model of the comparison: causal, with finite gradients, and able to copy."""
+"""All sequence models of the comparison are causal, have finite gradients, and learn to copy."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ TIME = 11
 EXACT = 2e-5
 SYMBOLS, COPIED = 8, 5
 SMALL = {"vocab_size": TIME + 1, "n_layer": 2, "n_head": 2, "n_embd": 32}
-# By model: fields that others do not have, and where the common copy task does not do, how it is trained. Some
-# linear memories learn it only with a short convolution, all of them sooner.
+# Fields of single models, and how they train on the copy task if not by default. With a short convolution, all linear
+# memories learn to copy earlier; some learn it only so.
 FIELDS: dict[str, dict[str, Any]] = {
     "mosaic": {"pmem_size": 8},
     "hyena": {"filter_length": 16, "filter_waves": 8, "filter_sine": 1.0},
@@ -35,7 +35,6 @@ TRAINING: dict[str, dict[str, Any]] = {
 ZOO = [name for name, (config_class, _) in SEQUENCE_MODELS.items() if issubclass(config_class, ZooConfig)]
 
 every_model = pytest.mark.parametrize("name", SEQUENCE_MODELS)
-# These tests compile for longer than they compute: at level 1 they compile faster and run no slower.
 
 
 def build(name, **fields):
@@ -48,16 +47,19 @@ def init(model):
     return nn.meta.unbox(model.lazy_init(jax.random.key(0), tokens)["params"])
 
 
-def moved(params, spread=0.3):
-    """Parameters off the values that they begin with, and most of them far from 0."""
+def perturbed(params, spread=0.3):
+    """Parameters that differ from their initial values, most of them far from 0."""
     random = np.random.default_rng(0)
     return jax.tree.map(lambda p: p + spread * random.uniform(-1, 1, p.shape).astype(np.float32), params)
 
 
 def check_causality(model):
-    """No position knows its future, in value or gradient; each knows its past. ``model``: untied, TIME + 1 tokens."""
-    params = moved(init(model))
-    # Row 0 has every token once, so that rows of the embedding stand for positions; row t + 1 has another one at t.
+    """Checks that outputs depend on all earlier tokens and no later one, and gradients likewise.
+
+    model: with untied weights and TIME + 1 tokens.
+    """
+    params = perturbed(init(model))
+    # Row 0 has token t at position t: rows of the embedding stand for positions. Row t + 1 has another token at t.
     rows = np.repeat(np.arange(TIME, dtype=np.int32)[None], TIME + 1, axis=0)
     rows[np.arange(TIME) + 1, np.arange(TIME)] = TIME
 
@@ -83,7 +85,7 @@ def check_causality(model):
 
 
 @every_model
-def test_no_leak_at_any_position_and_finite_gradients(name):
+def test_causality_and_finite_gradients(name):
     check_causality(build(name, n_layer=1, weight_tying=False))
 
 
@@ -105,7 +107,7 @@ def test_short_convolution_has_its_taps(name):
 
 
 def copies(key, rows):
-    """Inputs and targets: distinct random symbols, a separator, the same symbols again; only these are targets."""
+    """Inputs and targets: distinct random symbols, a separator, and the symbols again, which alone are targets."""
     symbols = jnp.argsort(jax.random.uniform(key, (rows, SYMBOLS)))[:, :COPIED]
     separator = jnp.full((rows, 1), SYMBOLS)
     sequence = jnp.concatenate([symbols, separator, symbols], axis=1)
@@ -113,7 +115,7 @@ def copies(key, rows):
 
 
 def learn_to_copy(model, steps=400, rate=1e-2, rows=32):
-    """Accuracy on new sequences after ``steps`` of Adam, and the losses on the way."""
+    """The accuracy on new sequences after ``steps`` steps of Adam, and the training losses."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def step(state, key):
@@ -155,7 +157,7 @@ def test_skipped_tokens_give_no_logits(name):
 def test_scanned_layers_compute_the_same():
     tokens = np.random.default_rng(0).integers(0, TIME, (2, TIME)).astype(np.int32)
     model, scanned = (build("linear_transformer", scan_layers=scan) for scan in (False, True))
-    params = moved(init(model))
+    params = perturbed(init(model))
     ours = jax.jit(scanned.apply)({"params": stack_layers(params)}, tokens)
     np.testing.assert_allclose(ours, jax.jit(model.apply)({"params": params}, tokens), atol=1e-5)
 
@@ -172,7 +174,7 @@ def test_scanned_layers_compute_the_same():
         ({"dtype": "float16"}, "dtype='float16' is not one of float32, bfloat16, float64"),
     ],
 )
-def test_bad_configs_are_refused(name, fields, message):
+def test_bad_configs_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
         SEQUENCE_MODELS[name][0](**fields)
 
@@ -186,12 +188,12 @@ def test_bad_configs_are_refused(name, fields, message):
         ("linear_transformer", {"context_length": 0}, "context_length=0 must be at least 1"),
     ],
 )
-def test_bad_fields_of_one_model_are_refused(name, fields, message):
+def test_bad_fields_of_one_model_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
         SEQUENCE_MODELS[name][0](**fields)
 
 
-def test_rotary_scores_know_the_distance_alone():
+def test_rotary_scores_depend_on_the_distance_only():
     query, key = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def score(t, s):
@@ -202,7 +204,7 @@ def test_rotary_scores_know_the_distance_alone():
     assert abs(score(3, 0) - score(0, 3)) > 1e-2
 
 
-def test_rotary_positions_have_no_limit():
+def test_rotary_positions_do_not_limit_the_length():
     model = build("transformer", rotary=True, context_length=4)
     shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, TIME), jnp.int32))
     assert shapes[0].shape == (1, TIME, TIME + 1)

@@ -1,4 +1,4 @@
-"""Key and value extractors alone: scales, bounds, and which positions they see."""
+"""Key and value extractors: scales, bounds, and on which positions they depend."""
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ def test_keys_have_the_norm_of_their_scale(power):
     np.testing.assert_allclose(norms, np.broadcast_to(np.exp(power * np.array([0.3, -2.0])), norms.shape), rtol=1e-5)
 
 
-def test_the_bound_of_the_scale_passes_the_gradient_at_it_and_stops_it_above():
+def test_the_gradient_of_the_scale_is_whole_at_the_bound_and_zero_above():
     module, params = key_extractor()
 
     def total(bandwidth):
@@ -49,8 +49,8 @@ def test_the_sign_of_a_decay_does_not_matter():
     np.testing.assert_array_equal(*keys)
 
 
-def test_a_convolution_of_keys_sees_its_taps_and_the_newest_last():
-    """Without a leaky past (a huge decay), key t is made from the positions t - 2 .. t, zeros before the first."""
+def test_a_convolution_of_keys_and_the_order_of_its_taps():
+    """With a huge decay rate, key t depends on the positions t - 2 .. t only, with zeros before the first."""
     module, params = key_extractor(key_taps=3)
     params["decay"] = jnp.full(HEADS, 100.0)
     x = inputs()
@@ -66,7 +66,7 @@ def raw_keys(params, x):
     return (x @ np.asarray(params["W_phi"]["kernel"])).reshape(1, TIME, HEADS, -1)
 
 
-def test_fixed_decays_are_those_that_learning_begins_with():
+def test_fixed_decays_are_the_initial_values_of_learned_ones():
     learned, params = key_extractor()
     fixed, fewer = key_extractor(leaky_average="fixed")
     assert fewer.keys() == params.keys() - {"decay"}
@@ -74,7 +74,7 @@ def test_fixed_decays_are_those_that_learning_begins_with():
     np.testing.assert_array_equal(*keys)
 
 
-def test_without_a_leaky_average_a_key_is_made_of_its_position_alone():
+def test_without_a_leaky_average_a_key_depends_on_its_position_only():
     module, params = key_extractor(leaky_average="off")
     assert params.keys() == {"W_phi", "bandwidth"}
     raw = raw_keys(params, inputs())
@@ -83,7 +83,7 @@ def test_without_a_leaky_average_a_key_is_made_of_its_position_alone():
 
 
 @pytest.mark.parametrize("leaky_average", ["learned", "off"])
-def test_keys_that_are_not_normalized_keep_the_norm_of_the_average(leaky_average):
+def test_unnormalized_keys_have_the_norm_of_the_average(leaky_average):
     module, params = key_extractor(squared_scale=True, leaky_average=leaky_average, normalized_keys=False)
     rate = np.array([0.5, 5.0]) if leaky_average == "learned" else np.array([np.inf, np.inf])
     raw = raw_keys(params, inputs())
@@ -97,7 +97,7 @@ def test_keys_that_are_not_normalized_keep_the_norm_of_the_average(leaky_average
 
 
 @pytest.mark.parametrize("convolution", [False, True])
-def test_a_value_is_made_of_its_position_and_the_next(convolution):
+def test_a_value_depends_on_its_position_and_the_next(convolution):
     module = ValueExtractor(MosaicConfig(n_head=HEADS, n_embd=WIDTH, value_convolution=convolution))
     x = inputs()
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
@@ -117,7 +117,7 @@ def test_a_value_is_made_of_its_position_and_the_next(convolution):
     np.testing.assert_allclose(np.linalg.norm(values, axis=-1), np.exp(-0.5), rtol=1e-5)
 
 
-def test_a_value_that_does_not_see_ahead_is_made_of_its_position_alone():
+def test_without_peek_a_value_depends_on_its_position_only():
     module = ValueExtractor(MosaicConfig(n_head=HEADS, n_embd=WIDTH, peek=False))
     params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), inputs())["params"])
     assert params.keys() == {"W_psi", "gain"}
@@ -127,8 +127,8 @@ def test_a_value_that_does_not_see_ahead_is_made_of_its_position_alone():
 
 
 @pytest.mark.parametrize("taps", [1, 3])
-def test_convolutions_begin_with_the_variance_of_their_fan_in(taps):
-    """As the authors' code begins: variance 1 / (C S) for width C and S taps; std is that of a projection."""
+def test_initial_variance_of_convolutions(taps):
+    """As in the authors' code: the variance is 1 / (C S) for width C and S taps."""
     width = 128
     x = jnp.zeros((1, 4, width))
     config = MosaicConfig(n_head=HEADS, n_embd=width, key_taps=taps, value_convolution=True)

@@ -1,4 +1,4 @@
-"""Contextual and persistent memory as units: the cases whose answers are known."""
+"""Contextual and persistent memory: cases whose answers are known."""
 
 import dataclasses
 
@@ -30,13 +30,13 @@ def unboxed(module, x):
     return jax.tree.map(lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, "names"))
 
 
-def test_contextual_memory_starts_empty_and_then_knows_one_value():
+def test_contextual_memory_without_pairs_and_with_one():
     unit = ContextualMemory(config())
     params = unboxed(unit, inputs(4))
     params["W_z"]["bias"] = jnp.arange(6.0)
     y = unit.apply({"params": params}, inputs(4))
     np.testing.assert_allclose(y[0, 0], np.arange(6.0))
-    # The only pair that position 1 finds is the first: its value is g unit(c w_0 + (1 - c) w_1).
+    # Position 1 sees one pair, of position 0: its value is g unit(c w_0 + (1 - c) w_1).
     raw = (inputs(4) @ params["value"]["W_psi"]["kernel"]).reshape(4, HEADS, -1)
     peek = np.asarray(params["value"]["peek"])[:, None]
     mixed = peek * raw[0] + (1 - peek) * raw[1]
@@ -47,7 +47,7 @@ def test_contextual_memory_starts_empty_and_then_knows_one_value():
     np.testing.assert_allclose(alone[0, 0], np.arange(6.0))
 
 
-def test_without_peeking_a_pair_is_of_one_position_and_found_later_still():
+def test_without_peek_queries_still_see_earlier_pairs_only():
     unit = ContextualMemory(config(peek=False))
     params = unboxed(unit, inputs(2))
     y = unit.apply({"params": params}, inputs(2))
@@ -58,8 +58,8 @@ def test_without_peeking_a_pair_is_of_one_position_and_found_later_still():
 
 
 @pytest.mark.parametrize("normalized_keys", [True, False])
-def test_queries_of_their_own_find_earlier_pairs_by_the_gaussian_kernel(normalized_keys):
-    """beta = 1/2 over scaled keys: what dot products give for keys of one norm, and the definition for any."""
+def test_asymmetric_queries_are_compared_by_the_gaussian_kernel(normalized_keys):
+    """beta = 1/2 over scaled keys: the same as dot products for keys of one norm, and the definition for all others."""
     unit = ContextualMemory(config(asymmetric=True, normalized_keys=normalized_keys))
     x = inputs(5)
     params = unboxed(unit, x)
@@ -73,7 +73,7 @@ def test_queries_of_their_own_find_earlier_pairs_by_the_gaussian_kernel(normaliz
     np.testing.assert_allclose(y, jnp.swapaxes(expected, 1, 2).reshape(1, 5, WIDTH), rtol=1e-4, atol=1e-5)
 
 
-def test_persistent_memory_of_one_slot_answers_its_value():
+def test_persistent_memory_of_one_slot():
     unit = PersistentMemory(config(pmem_size=1, pmem_count=2))
     params = unboxed(unit, inputs(3))
     y = unit.apply({"params": params}, inputs(3))
@@ -81,7 +81,7 @@ def test_persistent_memory_of_one_slot_answers_its_value():
     np.testing.assert_allclose(y[0], np.broadcast_to(expected, (3, WIDTH)), rtol=1e-4, atol=1e-6)
 
 
-def test_persistent_memory_has_no_mask_and_queries_with_the_square_of_the_scale():
+def test_persistent_memory_has_no_mask_and_squares_the_scale_of_queries():
     unit = PersistentMemory(config())
     x = inputs(1)
     params = unboxed(unit, x)
@@ -95,7 +95,7 @@ def test_persistent_memory_has_no_mask_and_queries_with_the_square_of_the_scale(
     np.testing.assert_allclose(y[0, 0], answers.reshape(-1) @ params["W_z"]["kernel"], rtol=1e-4, atol=1e-6)
 
 
-def test_states_after_ragged_chunks():
+def test_states_after_chunks_with_padding():
     before, chunk = -np.ones((3, 2), np.float32), np.arange(18.0, dtype=np.float32).reshape(3, 3, 2)
     after = last_valid(jnp.asarray(before), jnp.asarray(chunk), np.array([0, 1, 3]))
     np.testing.assert_array_equal(after, [before[0], chunk[1, 0], chunk[2, 2]])
@@ -103,7 +103,7 @@ def test_states_after_ragged_chunks():
     np.testing.assert_array_equal(after, [before[0], chunk[1, 0], chunk[2, 0]])
 
 
-def test_slots_are_written_where_each_row_stands():
+def test_slots_are_written_at_the_length_of_each_row():
     for batch in (1, 2):
         chunk = np.arange(batch * 2.0).reshape(batch, 2, 1, 1) + 1
         length = np.array([3, 1])[:batch]

@@ -1,19 +1,20 @@
-"""How two forms of an op are compared: outputs and the gradients of every argument."""
+"""Fixtures that compare forms of an op: their outputs and the gradients of every argument."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Relative to the largest magnitude, or to 0.1 where all is smaller (gradients that vanish); bfloat16 has 8 bits.
+# Relative to the largest magnitude, or to 0.1 if that is smaller (gradients that vanish). bfloat16 has 8 bits.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 
 
 @pytest.fixture
 def assert_same():
-    """``assert_same(definition, forms, args, dtype)``: every form of an op gives what its definition gives.
+    """``assert_same(definition, forms, args, dtype, cast)``: every form of an op equals its definition.
 
-    Forms get the arguments in ``dtype``, the definition the same numbers in float32; all in one compilation.
+    Forms get the arguments in ``dtype``, the definition the same numbers in float32. ``cast`` says which arguments are
+    cast (default: all). Everything is compiled as one program.
     """
 
     def check(definition, forms, args, dtype="float32", cast=None):

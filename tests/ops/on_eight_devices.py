@@ -1,6 +1,6 @@
-"""Retrieval where a mesh of 8 virtual devices splits time, beside one device: every reach, forward and gradients.
+"""A program that compares retrieval on 8 virtual devices, with time sharded, and on one: all reaches, all gradients.
 
-A program of its own, as the number of devices is fixed when JAX starts.
+A program of its own, because JAX fixes the number of devices when it starts.
 """
 
 import functools
@@ -21,10 +21,12 @@ def main():
     jax.config.update("jax_enable_x64", True)
     blockwise.BLOCK = 16
     args = [np.random.default_rng(seed).standard_normal((BATCH, TIME, 2, 4)) for seed in range(3)]
-    of_rows = np.stack([np.zeros(TIME), np.arange(TIME) // 50, np.arange(TIME) // 3, np.arange(TIME)]).astype(np.int32)
+    documents_BT = np.stack([np.zeros(TIME), np.arange(TIME) // 50, np.arange(TIME) // 3, np.arange(TIME)]).astype(
+        np.int32
+    )
 
-    def run(no_window, several, rate, delay, window, of_rows, args):
-        reach = Reach(delay, None if no_window else window, of_rows if several else None)
+    def run(no_window, several, rate, delay, window, documents_BT, args):
+        reach = Reach(delay, None if no_window else window, documents_BT if several else None)
         form = functools.partial(
             causal_retrieval,
             reach=reach,
@@ -36,16 +38,16 @@ def main():
         return out, *pull(jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 
     expected = {}
-    alone = jax.jit(run, static_argnums=(0, 1, 2))
+    on_one_device = jax.jit(run, static_argnums=(0, 1, 2))
     combinations = list(itertools.product((0, 1, 5, TIME), (None, 1, 7, TIME), (False, True), (0.0, 0.3)))
     for delay, window, several, rate in combinations:
-        result = alone(window is None, several, rate, delay, window or 0, of_rows, args)
+        result = on_one_device(window is None, several, rate, delay, window or 0, documents_BT, args)
         expected[delay, window, several, rate] = jax.device_get(result)
     for text in ("sequence:8", "data:2,sequence:2,tensor:2"):
         with jax.set_mesh(make_mesh(text)):
-            split = jax.jit(run, static_argnums=(0, 1, 2))
+            on_mesh = jax.jit(run, static_argnums=(0, 1, 2))
             for delay, window, several, rate in combinations:
-                results = split(window is None, several, rate, delay, window or 0, of_rows, args)
+                results = on_mesh(window is None, several, rate, delay, window or 0, documents_BT, args)
                 for ours, theirs in zip(jax.device_get(results), expected[delay, window, several, rate], strict=True):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
     print("all equal")

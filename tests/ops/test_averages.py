@@ -12,7 +12,7 @@ RATES = np.array([0.0, 0.03, 1.0, 30.0], np.float32)
 
 
 def definition(x, rate, state):
-    """Every earlier position with its own power, the state as a position before the first."""
+    """The sum over all earlier positions with their decays; the state is the position before the first."""
     past = jnp.concatenate([state[:, None], x], axis=1)
     age = jnp.arange(1, past.shape[1])[:, None] - jnp.arange(past.shape[1])
     power = jnp.where(age >= 0, jnp.exp(-rate[:, None, None] * jnp.where(age >= 0, age, 0)), 0)
@@ -27,7 +27,7 @@ def test_forms_agree_with_definition(assert_same, normal, dtype, time):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_goes_on_from_a_chunk(normal, form):
+def test_chunks_equal_the_whole_sequence(normal, form):
     x, state = normal(2, 131, 4, 3), jnp.zeros((2, 4, 3))
     run = jax.jit(lambda x, state: leaky_average(x, RATES, state, form=form))
     whole, parts = run(x, state), []
@@ -55,7 +55,7 @@ def test_gradient_of_the_rate_is_exact(x64, normal, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_extreme_rates_stay_finite(normal, form):
-    """exp(rate * T) would overflow float32 by far."""
+    """exp(rate * T) overflows float32."""
     x, rate = normal(1, 130, 3, 2), np.array([0.0, 80.0, 1e4], np.float32)
 
     @jax.jit
@@ -71,6 +71,6 @@ def test_extreme_rates_stay_finite(normal, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_sums_are_kept_in_float32(form):
-    """In bfloat16 a sum of ones would stop at 256."""
+    """In bfloat16, a sum of ones would stop at 256."""
     out = jax.jit(lambda x: leaky_average(x, jnp.zeros(1), form=form))(jnp.ones((1, 600, 1, 1), jnp.bfloat16))
     assert out.dtype == jnp.float32 and float(out[0, -1, 0, 0]) == 600

@@ -1,4 +1,4 @@
-"""Kernel regression: the general Gaussian form, and the unit-key form that it becomes for keys of one norm."""
+"""Kernel regression: the Gaussian form for keys of any norm, and the dot-product form for keys of norm 1."""
 
 import functools
 
@@ -12,7 +12,7 @@ from mosaics_jax.ops.kernel_regression import gaussian_regression_naive
 
 
 def definition(queries, keys, values, beta, mask=None):
-    """v1 eq. 2, pair by pair: the weights from distances, in the plainest way."""
+    """v1 eq. 2: weights from the distance of each query and key."""
     distance = jnp.sum((queries[:, :, None] - keys[:, None]) ** 2, axis=-1)
     kernel = jnp.exp(-beta * distance) * (1.0 if mask is None else mask)
     total = kernel.sum(-1, keepdims=True)
@@ -28,7 +28,7 @@ def test_gaussian(assert_same, normal, dtype, length):
 
 @pytest.mark.parametrize("dtype, length", [("float32", n) for n in (1, 2, 63, 130)] + [("bfloat16", 63)])
 def test_unit_keys(assert_same, normal, dtype, length):
-    """With keys of norm one, beta multiplies the dot product: half the Gaussian beta."""
+    """For keys of norm 1, the factor of the dot product is twice the Gaussian beta."""
     keys = normal(2, length, 3, seed=1)
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""The linear memory against its naive form: answers, gradients, copies under vmap; sums over the past against loops."""
+"""The linear memory against its naive form (answers, gradients, under vmap), and sums over the past against loops."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def test_float32_is_as_near_to_float64_as_the_naive_form():
         assert error <= 4 * floor + 1e-7 * np.abs(truth).max()
 
 
-def test_copies_under_vmap_equal_one_at_a_time(x64):
+def test_networks_under_vmap_equal_one_at_a_time(x64):
     x, w_phi, w_psi, cotangent = arrays(3, 2, 63, 4)
     scales = jnp.array([1.0, 0.5])
     together = jax.vmap(lambda s: value_and_gradients(x, s * w_phi, w_psi, cotangent, RetrievalForm.AUTO)[1])(scales)
@@ -57,7 +57,7 @@ def test_copies_under_vmap_equal_one_at_a_time(x64):
         np.testing.assert_allclose(one, alone, rtol=1e-12)
 
 
-def test_first_answer_is_zero_and_the_future_is_not_seen(x64):
+def test_first_answer_is_zero_and_answers_do_not_depend_on_the_future(x64):
     x, w_phi, w_psi, _ = arrays(3, 2, 170, 2)
     answers = linear_memory(x, w_phi, w_psi, 2.0)
     np.testing.assert_array_equal(answers[:, 0], 0.0)

@@ -1,4 +1,4 @@
-"""The head's loss without whole logits, against whole logits."""
+"""The loss of a language model's head, computed in blocks of logits, against the loss from all logits."""
 
 import functools
 
@@ -25,7 +25,7 @@ def definition(hidden, head, targets, scale, z_loss=0.0):
     return jnp.where(targets < 0, 0, log_z - chosen + z_loss * log_z**2).sum() / (targets >= 0).sum()
 
 
-# 2 x 301 positions are more than one block of logits.
+# 2 x 301 positions need more than one block of logits.
 @pytest.mark.parametrize("dtype, time", [("float32", t) for t in (1, 2, 63, 130, 301)] + [("bfloat16", 301)])
 def test_mean_loss(assert_same, normal, dtype, time):
     targets = targets_of(2, time)
@@ -63,7 +63,7 @@ def test_count_and_types(normal):
     assert (grads[0].dtype, grads[1].dtype) == (jnp.bfloat16, jnp.float32)
 
 
-def test_ignored_positions_carry_nothing(normal):
+def test_ignored_positions_have_neither_loss_nor_gradient(normal):
     hidden, head, targets = normal(2, 9, 8), normal(VOCAB, 8, seed=1), targets_of(2, 9)
     changed = np.where((targets < 0)[..., None], 5.0, hidden)
     losses = cross_entropy(jnp.asarray(hidden @ head.T), targets)

@@ -1,4 +1,4 @@
-"""Unit vectors, down to the zero vector."""
+"""Normalisation to unit length, down to the zero vector."""
 
 import jax
 import jax.numpy as jnp

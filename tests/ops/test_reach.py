@@ -1,6 +1,6 @@
-"""Which pairs a query sees, in every form of retrieval: forward and all gradients against the definition.
+"""`Reach` in every form of retrieval: answers and all gradients against the definition.
 
-All delays, windows and documents at all lengths. The batch has a row for each kind of documents.
+All combinations of delays, windows, documents and lengths are tested. The batch has one row per kind of documents.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ def windows(time):
 
 
 def documents(time):
-    """(3, T): one document; several of uneven length; one for each position."""
+    """(3, T): one document; several documents of different lengths; one document per position."""
     several = np.searchsorted(np.array([1, 2, 9, 40, 41, 130]), np.arange(time), side="right")
     return np.stack([np.zeros(time), several, np.arange(time)]).astype(np.int32)
 
 
 def definition(queries, keys, values, delay, window, documents_BT):
-    """The sentence of `Reach`, with a mask over all pairs."""
+    """Softmax over all pairs, masked by the condition in the docstring of `mosaics_jax.ops.reach`."""
     time = queries.shape[1]
     query, pair = np.arange(time)[:, None], np.arange(time)
     seen = (pair <= query - delay) & (pair > query - delay - window)
@@ -58,19 +58,19 @@ def with_gradients(function, *args):
 
 @functools.cache
 def expected_of(time):
-    """(delay, window, has documents) -> the answers and all gradients that the definition gives."""
+    """(delay, window, several documents) -> the answers and all gradients of the definition."""
     args = arrays(time)
     run = jax.jit(
-        lambda delay, window, of_rows: with_gradients(
-            functools.partial(definition, delay=delay, window=window, documents_BT=of_rows), *args
+        lambda delay, window, documents_BT: with_gradients(
+            functools.partial(definition, delay=delay, window=window, documents_BT=documents_BT), *args
         )
     )
     results = {}
     for delay, window in itertools.product(delays(time), windows(time)):
         wide = time + 1 if window is None else window
         for several in (False, True):
-            of_rows = documents(time) if several else np.zeros_like(documents(time))
-            results[delay, window, several] = jax.device_get(run(delay, wide, of_rows))
+            documents_BT = documents(time) if several else np.zeros_like(documents(time))
+            results[delay, window, several] = jax.device_get(run(delay, wide, documents_BT))
     return results
 
 
@@ -86,7 +86,7 @@ def check(results, time, delay, window, several, rtol=1e-4, atol=2e-5):
 
 
 def traced_results(time, form, windows_of=windows):
-    """Results of a form whose delay and window are traced: two compilations serve all."""
+    """Results of a form with traced delays and windows: one compilation each with and without documents or window."""
     args = arrays(time)
 
     def run(several, no_window, delay, window):
@@ -100,7 +100,7 @@ def traced_results(time, form, windows_of=windows):
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-    """Kernels for TPU run here, by an interpreter."""
+    """Makes kernels for TPU run on CPU, in an interpreter."""
     monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
     make = functools.partial(splash.make_splash_mha_single_device, interpret=True)
     monkeypatch.setattr(splash, "make_splash_mha_single_device", make)
@@ -116,18 +116,23 @@ def test_traced_delays_and_windows(monkeypatch, time, form):
 
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("several", [False, True])
-def test_blocks_that_nobody_sees_are_skipped(monkeypatch, time, several):
-    """Delays and windows that are known when compiling, in blocks of 16, several to a group."""
+def test_static_delays_and_windows(monkeypatch, time, several):
+    """Delays and windows that are known at compile time: blocks without visible pairs are skipped.
+
+    Blocks of 16 queries, several per group.
+    """
     monkeypatch.setattr(blockwise, "BLOCK", 16)
     monkeypatch.setattr(blockwise, "GROUPS", 3)
     args = arrays(time)
-    of_rows = jnp.asarray(documents(time)) if several else None
+    documents_BT = jnp.asarray(documents(time)) if several else None
 
     @jax.jit
     def run():
         return {
             (delay, str(window)): with_gradients(
-                functools.partial(causal_retrieval, reach=Reach(delay, window, of_rows), form=RetrievalForm.BLOCKWISE),
+                functools.partial(
+                    causal_retrieval, reach=Reach(delay, window, documents_BT), form=RetrievalForm.BLOCKWISE
+                ),
                 *args,
             )
             for delay, window in itertools.product(delays(time), windows(time))
@@ -139,7 +144,7 @@ def test_blocks_that_nobody_sees_are_skipped(monkeypatch, time, several):
 
 
 @pytest.mark.parametrize("time", TIMES)
-def test_the_kernel_for_tpu(on_tpu, time):
+def test_pallas(on_tpu, time):
     with pltpu.force_tpu_interpret_mode():
         for reach, results in traced_results(time, RetrievalForm.PALLAS):
             check(results, time, *reach)
@@ -147,7 +152,7 @@ def test_the_kernel_for_tpu(on_tpu, time):
 
 @pytest.mark.parametrize("time", TIMES)
 def test_splash_attention(on_tpu, time):
-    """Splash takes traced delays, and windows that are known when compiling."""
+    """Splash takes traced delays, and windows that are known at compile time."""
     args = arrays(time)
 
     def run(several, window, delay):
@@ -161,7 +166,7 @@ def test_splash_attention(on_tpu, time):
 
 @pytest.mark.parametrize("time", TIMES)
 def test_cudnn(monkeypatch, time):
-    """There is no cuDNN here: XLA's attention takes its place, in all that is given to it."""
+    """There is no cuDNN on CPU: XLA's attention is called instead, with the arguments that are meant for cuDNN."""
     attend = jax.nn.dot_product_attention
 
     def without_cudnn(*args, implementation, **kwargs):
@@ -188,8 +193,8 @@ def test_cudnn(monkeypatch, time):
 
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_stored(monkeypatch, time, chunk):
-    """Chunk after chunk from stored pairs: the answers of the whole sequence. The first slot stays empty."""
+def test_stored_pairs(monkeypatch, time, chunk):
+    """Answers to chunks from stored pairs equal those of the whole sequence. Slot 0 stays empty."""
     monkeypatch.setattr(blockwise, "BLOCK", 16)
     queries, keys, values = arrays(time)
     padding = ((0, 0), (1, 9), (0, 0), (0, 0))
@@ -218,12 +223,12 @@ def test_stored(monkeypatch, time, chunk):
 def test_dropout_drops_the_same_weights_under_any_reach(monkeypatch, form):
     monkeypatch.setattr(blockwise, "BLOCK", 16)
     time = 193
-    args, of_rows = arrays(time), jnp.asarray(documents(time))
+    args, documents_BT = arrays(time), jnp.asarray(documents(time))
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
 
     def run(form, delay, window):
         return with_gradients(
-            functools.partial(causal_retrieval, reach=Reach(delay, window, of_rows), form=form, **common), *args
+            functools.partial(causal_retrieval, reach=Reach(delay, window, documents_BT), form=form, **common), *args
         )
 
     naive = jax.jit(functools.partial(run, RetrievalForm.NAIVE))
@@ -254,8 +259,8 @@ def test_one_compilation_serves_all_delays():
     assert len(traces) == 1
 
 
-def test_a_window_bounds_the_size_of_a_block():
-    """No array of a windowed program has as many entries as a block of queries has pairs without the window."""
+def test_a_window_bounds_the_size_of_arrays():
+    """With a window, no array is larger than the queries. Without one, the weights of a block are."""
     largest = {}
     for window in (None, 32):
         arrays = [jax.ShapeDtypeStruct((1, 4096, 1, 16), jnp.float32)] * 3
@@ -265,13 +270,13 @@ def test_a_window_bounds_the_size_of_a_block():
     assert largest[None] >= 128 * 2048 and largest[32] == 4096 * 16
 
 
-def test_a_negative_delay_is_refused():
+def test_a_negative_delay_is_an_error():
     with pytest.raises(ValueError, match="delay=-1 must not be negative"):
         Reach(-1)
 
 
 def test_on_eight_devices():
-    """Time split over devices, in a process of its own."""
+    """With time sharded over 8 devices, in a process of its own."""
     script = pathlib.Path(__file__).with_name("on_eight_devices.py")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr

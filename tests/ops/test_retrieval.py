@@ -20,7 +20,7 @@ RATE = 0.3
 
 
 def regress(scores, mask, values):
-    """Each query by itself: softmax over the pairs it may see, 0 without any."""
+    """Softmax over the pairs that each query sees; 0 without pairs."""
     kernel = jnp.where(mask, jnp.exp(scores), 0)
     total = kernel.sum(-1, keepdims=True)
     return jnp.einsum("bhtn,bhnd->bthd", kernel / jnp.where(total == 0, 1, total), values)
@@ -44,9 +44,9 @@ def test_causal(assert_same, normal, dtype, strict, time):
 
 
 @pytest.mark.parametrize("cached", [1, 2**19])
-def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same, normal, cached):
+def test_blocks_and_heads_in_loops(monkeypatch, assert_same, normal, cached):
     monkeypatch.setattr(blockwise, "BLOCK", 4)
-    monkeypatch.setattr(blockwise, "CACHED", cached)
+    monkeypatch.setattr(blockwise, "CACHED_WEIGHTS", cached)
     args = [normal(2, 63, 3, 4, seed=seed) for seed in range(3)]
     common = {"dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, by_blocks = (functools.partial(causal_retrieval, form=form, **common) for form in FORMS)
@@ -55,9 +55,10 @@ def test_many_blocks_and_sequences_one_after_the_other(monkeypatch, assert_same,
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-    """``with on_tpu[form]():`` a kernel for TPU runs here, by an interpreter.
+    """``with on_tpu[form]():`` runs a kernel for TPU on CPU, in an interpreter.
 
-    Splash is mapped over the batch, which the interpreter of TPU programs does not know: it has an older one.
+    Splash attention is mapped over the batch, which the interpreter of TPU programs does not support: it has an
+    interpreter of its own.
     """
     monkeypatch.setattr(retrieval_module, "platform", lambda: "tpu")
     make = functools.partial(splash.make_splash_mha_single_device, interpret=True)
@@ -78,7 +79,7 @@ def test_kernels(on_tpu, assert_same, normal, form, dtype, strict, time):
 
 
 @pytest.mark.parametrize("time, strict", [(300, True), (130, False)])
-def test_a_kernel_drops_the_same_weights(on_tpu, assert_same, normal, time, strict):
+def test_pallas_drops_the_same_weights(on_tpu, assert_same, normal, time, strict):
     args = [normal(2, time, 3, 4, seed=seed) for seed in range(3)]
     common = {"reach": Reach(int(strict)), "dropout_rate": RATE, "dropout_seed": jnp.uint32(7)}
     naive, pallas = (
@@ -89,8 +90,8 @@ def test_a_kernel_drops_the_same_weights(on_tpu, assert_same, normal, time, stri
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_cudnn_is_asked_for_causal_attention(monkeypatch, assert_same, normal, strict):
-    """There is no cuDNN here: XLA's attention takes its place, in all that is given to it."""
+def test_cudnn_is_called_for_causal_attention(monkeypatch, assert_same, normal, strict):
+    """There is no cuDNN on CPU: XLA's attention is called instead, with the arguments that are meant for cuDNN."""
     attend = jax.nn.dot_product_attention
 
     def without_cudnn(*args, implementation, **kwargs):
@@ -118,16 +119,16 @@ def test_cudnn_is_asked_for_causal_attention(monkeypatch, assert_same, normal, s
         ("tpu", "bfloat16", 0.1, 512, RetrievalForm.PALLAS),
     ],
 )
-def test_what_auto_stands_for(monkeypatch, platform, dtype, rate, time, form):
+def test_form_that_auto_selects(monkeypatch, platform, dtype, rate, time, form):
     monkeypatch.setattr(retrieval_module, "platform", lambda: platform)
     assert retrieval_module.quickest_form(jnp.zeros((1, time, 2, 64), dtype), rate, STRICT) is form
 
 
 @pytest.mark.parametrize("form", [RetrievalForm.SPLASH, RetrievalForm.PALLAS, RetrievalForm.CUDNN])
-def test_kernels_are_compiled_for_their_device(monkeypatch, form):
-    """As far as that goes without the device: to its kernels, forward and backward."""
+def test_kernels_are_lowered_for_their_device(monkeypatch, form):
+    """Without the device, compilation goes as far as calls of its kernels, forward and backward."""
     device, calls = ("cuda", "__cudnn$fmha") if form is RetrievalForm.CUDNN else ("tpu", "tpu_custom_call")
-    monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.NEEDS[form])
+    monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.KERNEL_PLATFORM[form])
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(fused_attention_stablehlo, "is_cuda_compute_capability_equal", lambda _: False)
@@ -143,7 +144,7 @@ def test_kernels_are_compiled_for_their_device(monkeypatch, form):
     assert text.count(f"@{calls}") >= 2
 
 
-def test_kernels_are_refused_where_they_cannot_run(monkeypatch, normal):
+def test_a_kernel_that_cannot_run_is_an_error(monkeypatch, normal):
     args = [normal(1, 4, 1, 8, seed=seed) for seed in range(3)]
     with pytest.raises(UserError, match="retrieval=splash is a kernel for tpu, and this is cpu: choose auto"):
         causal_retrieval(*args, form=RetrievalForm.SPLASH)
@@ -153,7 +154,7 @@ def test_kernels_are_refused_where_they_cannot_run(monkeypatch, normal):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_memory_of_one_pair_answers_its_value_and_an_empty_one_zero(normal, form):
+def test_one_pair_gives_its_value_and_no_pair_gives_zero(normal, form):
     values = normal(1, 5, 1, 2)
     answers = causal_retrieval(normal(1, 5, 1, 2, seed=1), normal(1, 5, 1, 2, seed=2), values, form=form)
     assert np.all(answers[0, 0] == 0)
@@ -175,8 +176,8 @@ def test_causal_dropout_is_the_same_in_every_form(assert_same, normal, strict):
     assert_same(naive, [by_blocks], args)
 
 
-def test_dropout_drops_its_share_and_rescales_the_rest(normal):
-    """With the values an identity, answers are the weights themselves."""
+def test_dropout_rate_and_rescaling(normal):
+    """With the identity matrix as values, answers are the weights."""
     time = 64
     queries, keys = normal(3, time, 2, time), normal(3, time, 2, time, seed=1)
     values = np.broadcast_to(np.eye(time, dtype=np.float32)[:, None], (3, time, 2, time))
@@ -192,7 +193,7 @@ def test_dropout_drops_its_share_and_rescales_the_rest(normal):
         dropped[:, seen][kept], np.broadcast_to(plain[seen], kept.shape)[kept] / (1 - RATE), rtol=1e-5
     )
     assert 1 - kept.mean() == pytest.approx(RATE, abs=0.003)
-    # Entries are independent of each other, of the query, head and row of the batch, and of the seed.
+    # Dropped entries are uncorrelated: over pairs, queries, heads, rows of the batch and seeds.
     assert np.corrcoef(kept).std() < 0.25
     as_grid = dropped[0] > 0
     for axis in range(3):
@@ -203,7 +204,7 @@ def test_dropout_drops_its_share_and_rescales_the_rest(normal):
     )
 
 
-def test_dropout_without_a_seed_is_refused(normal):
+def test_dropout_without_a_seed_is_an_error(normal):
     x = normal(1, 3, 1, 2)
     with pytest.raises(ValueError, match="dropout_seed"):
         causal_retrieval(x, x, x, dropout_rate=0.1)
@@ -211,8 +212,8 @@ def test_dropout_without_a_seed_is_refused(normal):
 
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("time", [1, 3])
-def test_stored(normal, monkeypatch, time, first):
-    """Rows at different lengths; what lies in slots that were never written does not matter."""
+def test_stored_pairs(normal, monkeypatch, time, first):
+    """Rows have different lengths, and slots that were never written have no effect."""
     monkeypatch.setattr(blockwise, "BLOCK", 4)
     capacity, length = 11, np.array([0, 2, 8])
     queries, keys, values = normal(3, time, 2, 4), normal(3, 2, capacity, 4, seed=1), normal(3, 2, capacity, 4, seed=2)

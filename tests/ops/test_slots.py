@@ -15,8 +15,8 @@ RATE = 0.3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks of queries, of which the last is padded."""
-    monkeypatch.setattr(blockwise, "block_of_slots", lambda: 40)
+    """Makes several blocks of queries, the last one padded."""
+    monkeypatch.setattr(blockwise, "block_size_for_slots", lambda: 40)
 
 
 def slot_definition(queries, keys, values):
@@ -43,8 +43,8 @@ def test_slot_dropout_is_the_same_in_every_form(assert_same, normal):
 
 
 @pytest.mark.parametrize("dtype, time, slots", [("float32", 150, 7), ("float32", 63, 300), ("bfloat16", 63, 300)])
-def test_the_kernel_for_tpu(assert_same, normal, dtype, time, slots):
-    """By an interpreter, several blocks of queries or of slots; the same weights are dropped."""
+def test_pallas(assert_same, normal, dtype, time, slots):
+    """In an interpreter, with several blocks of queries or slots, and with the same weights dropped."""
     args = (normal(2, time, 3, 4), normal(1, 3, slots, 4, seed=1), normal(1, 3, slots, 4, seed=2))
     with pltpu.force_tpu_interpret_mode():
         assert_same(slot_definition, [functools.partial(slot_retrieval, form=RetrievalForm.PALLAS)], args, dtype)
@@ -57,8 +57,8 @@ def test_the_kernel_for_tpu(assert_same, normal, dtype, time, slots):
             assert_same(naive, [pallas], args)
 
 
-def test_slot_dropout_share():
-    """One slot of value 1: an answer is the kept weight itself, averaged over two banks that drop apart."""
+def test_slot_dropout_rate():
+    """With one slot of value 1, an answer is the mean of the kept weights of two banks, which drop independently."""
     queries, slots = np.zeros((20, 100, 5, 1), np.float32), np.ones((2, 5, 1, 1), np.float32)
     answers = slot_retrieval(queries, slots, slots, dropout_rate=RATE, dropout_seed=jnp.uint32(3))
     kept = np.round(np.asarray(answers) * 2 * (1 - RATE)).astype(int)
@@ -66,7 +66,7 @@ def test_slot_dropout_share():
     np.testing.assert_allclose(share, [RATE**2, 2 * RATE * (1 - RATE), (1 - RATE) ** 2], atol=0.02)
 
 
-def test_dropout_without_a_seed_is_refused(normal):
+def test_dropout_without_a_seed_is_an_error(normal):
     slots = normal(1, 1, 4, 2)
     with pytest.raises(ValueError, match="dropout_seed"):
         slot_retrieval(normal(1, 3, 1, 2), slots, slots, dropout_rate=0.1)

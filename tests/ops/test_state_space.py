@@ -147,7 +147,7 @@ def run_whole(mixer, time):
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, time, WIDTH)))
     params = nn.meta.unbox(mixer.init(jax.random.key(0), inputs)["params"])
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    return inputs, params, mixer.apply({"params": params}, inputs)[0]
+    return inputs, params, mixer.apply({"params": params}, inputs)
 
 
 def stepper(params):

@@ -1,4 +1,4 @@
-"""Sequence models that mosaics are compared with on RegBench and MQAR (v1 figure 9), by the names that flags use."""
+"""The sequence models of the comparison on RegBench and MQAR (v1 figure 9), by name as in flags."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from mosaics_jax.models.zoo.rwkv import RWKV, RWKVConfig
 from mosaics_jax.models.zoo.s4d import S4D, S4DConfig
 
 # Name -> (config dataclass, Linen module): ``model_class(config_class(...)).apply({"params": params}, tokens_BT)``
-# gives logits (B, T, V).
+# returns logits (B, T, V).
 SEQUENCE_MODELS: dict[str, tuple[Any, type[LanguageModel]]] = {
     "mosaic": (MosaicConfig, MemoryMosaic),
     "transformer": (GPT2Config, GPT2),

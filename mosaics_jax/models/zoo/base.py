@@ -1,4 +1,4 @@
-"""What the compared sequence models share: pre-normalised blocks of a mixer over time and a feed-forward layer."""
+"""The base of the compared sequence models: pre-normalised blocks of a mixer over time and a feed-forward layer."""
 
 import dataclasses
 import functools
@@ -21,14 +21,14 @@ from mosaics_jax.shapes import Array, Dtype
 
 @dataclasses.dataclass(frozen=True)
 class ZooConfig(ModelConfig):
-    """The fields that every compared model has. The defaults are RegBench's published size (v1 section 6.3)."""
+    """The fields that all compared models have. The defaults are the published size for RegBench (v1 section 6.3)."""
 
-    vocab_size: int = setting(20, "V: tokens of the vocabulary")
-    n_layer: int = setting(2, "L: blocks")
-    n_head: int = setting(8, "H: heads (memories, or attention heads, in parallel); divides n_embd")
+    vocab_size: int = setting(20, "V: number of tokens in the vocabulary")
+    n_layer: int = setting(2, "L: number of blocks")
+    n_head: int = setting(8, "H: number of heads (memories, or attention heads, in parallel); divides n_embd")
     n_embd: int = setting(128, "C: width of the model")
-    short_convolution: int = setting(0, "taps of a causal convolution, channel by channel, before a mixer (0: none)")
-    dropout: float = setting(0.05, "dropout of the baseline: embeddings, attention weights, outputs of units")
+    short_convolution: int = setting(0, "taps of a causal convolution, channel by channel, before each mixer (0: none)")
+    dropout: float = setting(0.05, "dropout rate of embeddings, attention weights and outputs of units")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,9 +38,10 @@ class ZooConfig(ModelConfig):
 
 
 class MixerBlock(nn.Module):
-    """x += mixer(LN(x)); x += feed_forward(LN(x)).  (B, T, C) to the same.
+    """x += mixer(LN(x)); x += feed_forward(LN(x)).  (B, T, C) to the same shape.
 
-    Both fields make units that map (x_BTC, train) to y_BTC. Without ``make_feed_forward`` the mixer is the whole block.
+    make_mixer, make_feed_forward: make units that map (x_BTC, train) to y_BTC. Without ``make_feed_forward``, the block
+    has no second unit.
     """
 
     make_mixer: Callable[..., nn.Module]
@@ -56,7 +57,7 @@ class MixerBlock(nn.Module):
             self.feed_forward = self.make_feed_forward()
 
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """A whole sequence."""
+        """The outputs of a whole sequence."""
         x_BTC = stream(x_BTC + self.mixer(self.ln1(x_BTC), train))
         if self.make_feed_forward is None:
             return x_BTC
@@ -64,30 +65,30 @@ class MixerBlock(nn.Module):
 
 
 class ZooModel(LanguageModel):
-    """L blocks of a mixer and a feed-forward layer between an embedding and a head.
+    """L blocks of a mixer and a feed-forward layer, between an embedding and a head.
 
-    A subclass names its mixer: a module that maps (x_BTC, train) to y_BTC, causal in time, with dropout on its output.
-    These models compute whole sequences; they cannot decode.
+    A subclass defines its mixer: a module that maps (x_BTC, train) to y_BTC, causal in time, with dropout of its
+    outputs. These models compute whole sequences; they cannot decode.
     """
 
     config: Any
 
     @property
     def can_decode(self) -> bool:
-        """No."""
+        """False: `extend` is not supported."""
         return False
 
     def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
-        """Makes the mixer of the block ``layer``, or of all blocks (None)."""
+        """A function that makes the mixer of block ``layer``; None: of the one module that stands for all blocks."""
         raise NotImplementedError
 
     def feed_forward(self, layer: int | None) -> Callable[..., nn.Module] | None:
-        """Makes what follows the mixer: two layers of hidden width 4 C; None where the paper has nothing there."""
+        """A function that makes the second unit, a feed-forward layer of hidden width 4 C. None: no second unit."""
         del layer
         return functools.partial(FeedForward, hidden=4 * self.config.n_embd, **self.unit_fields())
 
     def unit_fields(self) -> dict[str, Any]:
-        """The fields that all units of a block take: standard deviations of their projections, dropout, type."""
+        """Fields that most units have: standard deviations of projections, bias, dropout rate and dtype."""
         c = self.config
         return {
             "std": STD,
@@ -99,11 +100,11 @@ class ZooModel(LanguageModel):
 
     @property
     def convolution_taps(self) -> int:
-        """Taps of the convolution before a mixer; 0 for a mixer that has one of its own."""
+        """Taps of the convolution before each mixer; 0: none."""
         return self.config.short_convolution
 
     def block(self, layer: int | None) -> nn.Module:
-        """The mixer, behind a short convolution if the config asks for one, and what follows it."""
+        """A short convolution if the config sets one, the mixer, and the unit after it."""
         c = self.config
         mixer = self.mixer(layer)
         if self.convolution_taps > 0:
@@ -117,10 +118,10 @@ class ZooModel(LanguageModel):
 
     @property
     def head_std(self) -> float:
-        """The initial standard deviation of a head that is not the embedding."""
+        """The initial standard deviation of an output matrix that is not the embedding."""
         return STD
 
     @property
     def embed_dropout(self) -> float:
-        """The dropout rate of embeddings, which is that of all else."""
+        """The dropout rate of embeddings: the same rate as everywhere."""
         return self.config.dropout

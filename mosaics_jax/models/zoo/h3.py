@@ -1,4 +1,4 @@
-"""H3 (Fu et al. 2023, "Hungry Hungry Hippos", arXiv 2212.14052): linear attention with state spaces for its sums."""
+"""H3 (Fu et al. 2023, "Hungry Hungry Hippos", arXiv 2212.14052): linear attention whose sums are state spaces."""
 
 import dataclasses
 import functools
@@ -17,9 +17,9 @@ from mosaics_jax.shapes import Array, Dtype
 
 @dataclasses.dataclass(frozen=True)
 class H3Config(S4DConfig):
-    """Its own field: the memory of the shift state space."""
+    """The config of `H3`."""
 
-    shift_taps: int = setting(64, "S: positions that H3's shift state space remembers")
+    shift_taps: int = setting(64, "S: number of positions that H3's shift state space remembers")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -27,17 +27,17 @@ class H3Config(S4DConfig):
 
 
 class ShiftStateSpace(nn.Module):
-    """A state that is a queue of the last ``taps`` inputs, read out by C, and a skip D. (B, T, C) to the same.
+    """A state space whose state is the queue of the last ``taps`` inputs. (B, T, C) to the same shape.
 
-    x_t = shift(x_{t-1}) + e_1 u_t, y_t = C x_t + D u_t (section 3.1), which is a convolution with C. Both begin as
-    N(0, 1).
+    x_t = shift(x_{t-1}) + e_1 u_t, y_t = C x_t + D u_t (section 3.1), computed as a convolution. The parameters C
+    (``output``) and D (``skip``) are initialised as N(0, 1).
     """
 
     taps: int
 
     @nn.compact
     def __call__(self, x_BTC: Array) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         output_SC = self.param("output", normal(1.0, "taps", "heads"), (self.taps, width))
         skip_C = self.param("skip", normal(1.0, "heads"), (width,))
@@ -45,7 +45,7 @@ class ShiftStateSpace(nn.Module):
 
 
 class H3Mixer(nn.Module):
-    """Q * diagonal(shift(K) * V), then a projection (algorithm 1 with heads of width 1). (B, T, C) to the same."""
+    """Q * diagonal(shift(K) * V), then a projection: algorithm 1 with heads of width 1. (B, T, C) to the same shape."""
 
     pairs: int
     taps: int
@@ -57,27 +57,27 @@ class H3Mixer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
-        queries, keys, values = jnp.split(qkv, 3, axis=-1)
-        pairs_BTC = ShiftStateSpace(self.taps, name="shift")(keys) * values
-        answers_BTC = queries * DiagonalStateSpace(self.pairs, name="diagonal")(pairs_BTC)
+        queries_BTC, keys_BTC, values_BTC = jnp.split(qkv, 3, axis=-1)
+        pairs_BTC = ShiftStateSpace(self.taps, name="shift")(keys_BTC) * values_BTC
+        answers_BTC = queries_BTC * DiagonalStateSpace(self.pairs, name="diagonal")(pairs_BTC)
         y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers_BTC)
         return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class H3(ZooModel):
-    """H3 layers in the place of attention, each with a feed-forward layer (section 3).
+    """H3 layers in place of attention, each with a feed-forward layer (section 3).
 
-    Left out: heads wider than 1 (outer products of keys and values), as in the authors' default, and the two layers of
-    attention of the hybrid models. The diagonal state space is S4D's.
+    Left out: heads wider than 1 (outer products of keys and values), which the authors' default does not have either,
+    and the two attention layers of the hybrid models. The diagonal state space is that of S4D.
     """
 
     config: H3Config
 
     def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
-        """H3 layers."""
+        """The H3 mixer."""
         c = self.config
         return functools.partial(H3Mixer, pairs=c.state_pairs, taps=c.shift_taps, **self.unit_fields())

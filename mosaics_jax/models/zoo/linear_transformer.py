@@ -1,4 +1,7 @@
-"""Linear transformer (Katharopoulos et al. 2020, arXiv 2006.16236): attention by a feature map, not softmax."""
+"""Linear transformer (Katharopoulos et al. 2020, arXiv 2006.16236): attention with a feature map instead of softmax.
+
+Shapes here: E channels of a value and its normaliser.
+"""
 
 import dataclasses
 import functools
@@ -19,9 +22,9 @@ EPSILON = 1e-6  # added to the normaliser, as in the authors' code
 
 @dataclasses.dataclass(frozen=True)
 class LinearTransformerConfig(ZooConfig):
-    """Positions are learned, as in the transformer."""
+    """The config of `LinearTransformer`, which has learned positions."""
 
-    context_length: int = setting(512, "T: positions that are learned")
+    context_length: int = setting(512, "T: number of learned positions")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +34,7 @@ class LinearTransformerConfig(ZooConfig):
 class LinearAttention(nn.Module):
     """y_t = (sum_{s<=t} phi(q_t).phi(k_s) v_s) / (sum_{s<=t} phi(q_t).phi(k_s)), phi(x) = elu(x) + 1 (eq. 7, 9-12).
 
-    (B, T, C) to the same. Projections of queries, keys, values and output begin as the transformer's.
+    (B, T, C) to the same shape. Projections are initialised as the transformer's.
     """
 
     heads: int
@@ -43,23 +46,24 @@ class LinearAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         common = {"bias": self.bias, "dtype": self.dtype}
         qkv = Projection(3 * width, self.std, name="qkv", **common)(x_BTC)
-        queries, keys, values = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, axis=-1))
-        # The normaliser is one more channel of the values, whose value is always 1.
-        ones = jnp.ones((*values.shape[:-1], 1), values.dtype)
-        sums, _ = linear_recurrence(
-            jax.nn.elu(queries) + 1, jax.nn.elu(keys) + 1, jnp.concatenate([values, ones], -1), jnp.zeros((1, 1, 1, 1))
-        )
-        answers = sums[..., :-1] / (sums[..., -1:] + EPSILON)
-        y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(merge_heads(answers))
+        parts = jnp.split(qkv, 3, axis=-1)
+        queries_BTHD, keys_BTHD, values_BTHD = (split_heads(part_BTC, self.heads) for part_BTC in parts)
+        # The normaliser is the sum of one more channel of the values, which is always 1.
+        ones_BTH1 = jnp.ones((*values_BTHD.shape[:-1], 1), values_BTHD.dtype)
+        values_BTHE = jnp.concatenate([values_BTHD, ones_BTH1], -1)
+        no_decay = jnp.zeros((1, 1, 1, 1))
+        sums_BTHE, _ = linear_recurrence(jax.nn.elu(queries_BTHD) + 1, jax.nn.elu(keys_BTHD) + 1, values_BTHE, no_decay)
+        answers_BTC = merge_heads(sums_BTHE[..., :-1] / (sums_BTHE[..., -1:] + EPSILON))
+        y_BTC = Projection(width, self.output_std, ("heads", "embed"), name="proj", **common)(answers_BTC)
         return nn.Dropout(self.dropout, deterministic=not train)(y_BTC)
 
 
 class LinearTransformer(ZooModel):
-    """Linear attention and feed-forward layers over learned positions: the transformer with another attention."""
+    """The transformer with linear attention in place of softmax attention."""
 
     config: LinearTransformerConfig
 
@@ -69,5 +73,5 @@ class LinearTransformer(ZooModel):
 
     @property
     def max_positions(self) -> int:
-        """Positions are learned."""
+        """The number of learned positions."""
         return self.config.context_length

@@ -1,4 +1,4 @@
-"""RWKV v4 (Peng et al. 2023, arXiv 2305.13048): averages of values with a decay per channel, gated by receptance."""
+"""RWKV v4 (Peng et al. 2023, arXiv 2305.13048): averages of values with one decay per channel, gated by receptance."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ from mosaics_jax.shapes import Array, Dtype
 
 @dataclasses.dataclass(frozen=True)
 class RWKVConfig(ZooConfig):
-    """No fields of its own."""
+    """The config of `RWKV`: no fields of its own."""
 
 
 class TimeMix(nn.Module):
-    """W_o (sigmoid(r) * wkv(k, v)), r, k and v projections of shifted inputs (eq. 11-13, 16, 17).
+    """W_o (sigmoid(r) * wkv(k, v)); r, k and v are projections of mixed inputs (eq. 11-13, 16, 17).
 
-    (B, T, C) to the same. The decay per position is exp of its parameter. Begins as in the paper and the authors' code:
-    mixtures, decays and bonuses by channel and block; W_k, W_r and W_o zero; W_v N(0, 1/sqrt(C)), in the size of their
-    orthogonal matrix.
+    (B, T, C) to the same shape. The decay per position is exp of the parameter ``log_decay``. Initial values are those
+    of the paper and the authors' code: mixtures, decays and bonuses depend on channel and block; W_k, W_r and W_o are
+    zero; W_v ~ N(0, 1/sqrt(C)), as large as the authors' orthogonal matrix.
     """
 
     layer: int | None
@@ -38,19 +38,19 @@ class TimeMix(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         x_BTC = x_BTC.astype(self.dtype)
-        height, rest = heights(self.layer, self.depth)
+        height, remaining = relative_heights(self.layer, self.depth)
         channel_C = np.arange(width)
 
         def mixed(name: str, initial_C: np.ndarray, std: float) -> Array:
             mix_C = self.param(f"{name}_mix", constant(initial_C, "embed"), (width,))
             return Projection(width, std, bias=self.bias, dtype=self.dtype, name=name)(token_shift(x_BTC, mix_C))
 
-        receptance_BTC = mixed("receptance", (channel_C / width) ** (0.5 * rest), 0.0)
-        keys_BTC = mixed("key", (channel_C / width) ** rest, 0.0)
-        values_BTC = mixed("value", (channel_C / width) ** rest + 0.3 * height, width**-0.5)
+        receptance_BTC = mixed("receptance", (channel_C / width) ** (0.5 * remaining), 0.0)
+        keys_BTC = mixed("key", (channel_C / width) ** remaining, 0.0)
+        values_BTC = mixed("value", (channel_C / width) ** remaining + 0.3 * height, width**-0.5)
         log_decay_C = -5 + 8 * (channel_C / max(width - 1, 1)) ** (0.7 + 1.3 * height)
         bonus_C = math.log(0.3) + 0.5 * ((channel_C + 1) % 3 - 1)
         decay_C = jnp.exp(self.param("log_decay", constant(log_decay_C, "heads"), (width,)))
@@ -61,9 +61,10 @@ class TimeMix(nn.Module):
 
 
 class ChannelMix(nn.Module):
-    """sigmoid(r) * W_v max(k, 0)^2, k of width ``hidden`` and r from shifted inputs (eq. 14, 15, 18).
+    """sigmoid(r) * W_v max(k, 0)^2; r and k are projections of mixed inputs (eq. 14, 15, 18).
 
-    (B, T, C) to the same. Begins with W_v and W_r zero, W_k N(0, 1/sqrt(C)).
+    (B, T, C) to the same shape; k has F = ``hidden`` channels. Initially W_v and W_r are zero,
+    and W_k ~ N(0, 1/sqrt(C)).
     """
 
     hidden: int
@@ -75,11 +76,11 @@ class ChannelMix(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         x_BTC = x_BTC.astype(self.dtype)
-        _, rest = heights(self.layer, self.depth)
-        initial_mix = constant((np.arange(width) / width) ** rest, "embed")
+        _, remaining = relative_heights(self.layer, self.depth)
+        initial_mix = constant((np.arange(width) / width) ** remaining, "embed")
         key_mix_C = self.param("key_mix", initial_mix, (width,))
         receptance_mix_C = self.param("receptance_mix", initial_mix, (width,))
         common = {"bias": self.bias, "dtype": self.dtype}
@@ -93,24 +94,24 @@ class ChannelMix(nn.Module):
 
 
 def token_shift(x_BTC: Array, mix_C: Array) -> Array:
-    """mu x_t + (1 - mu) x_{t-1} with ``mix`` mu per channel and x_{-1} = 0 (eq. 11-15)."""
+    """mu x_t + (1 - mu) x_{t-1}, with mu = ``mix_C`` per channel and x_{-1} = 0 (eq. 11-15)."""
     before_BTC = jnp.pad(x_BTC[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return before_BTC + mix_C.astype(x_BTC.dtype) * (x_BTC - before_BTC)
 
 
-def heights(layer: int | None, depth: int) -> tuple[float, float]:
-    """l / (L - 1) and 1 - l / L of block l, which the paper initializes by.
+def relative_heights(layer: int | None, depth: int) -> tuple[float, float]:
+    """l / (L - 1) and 1 - l / L of block l, on which the initial values depend.
 
-    Scanned blocks are one module, whose layer is None: all begin as the middle block.
+    With `scan_layers`, ``layer`` is None, and all blocks have the initial values of a middle block.
     """
     block = (depth - 1) / 2 if layer is None else layer
     return block / max(depth - 1, 1), 1 - block / depth
 
 
 class RWKV(ZooModel):
-    """Time mixing in the place of attention, channel mixing in that of the feed-forward layer: 13 C^2 parameters.
+    """Time mixing in place of attention, channel mixing in place of feed-forward layers: 13 C^2 parameters per block.
 
-    Left out: the layer normalisation of the embedding with its tiny initial values. A head has no meaning here.
+    ``n_head`` has no effect. Left out: the layer normalisation of the embedding, and its tiny initial values.
     """
 
     config: RWKVConfig

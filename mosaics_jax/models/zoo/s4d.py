@@ -1,4 +1,4 @@
-"""S4D (Gu, Gupta, Goel & Ré 2022, arXiv 2206.11893): a diagonal state space a channel, then a gated linear unit."""
+"""S4D (Gu, Gupta, Goel & Ré 2022, arXiv 2206.11893): a diagonal state space per channel, then a gated linear unit."""
 
 import dataclasses
 import functools
@@ -17,14 +17,16 @@ from mosaics_jax.ops.state_space import DiagonalSystem, diagonal_state_space
 from mosaics_jax.settings import check_sizes, setting
 from mosaics_jax.shapes import Array, Dtype
 
-SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # of the initial times from position to position
+SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # bounds of the initial step: the time between positions
 
 
 @dataclasses.dataclass(frozen=True)
 class S4DConfig(ZooConfig):
-    """Its own field: the size of the state."""
+    """The config of `S4D`."""
 
-    state_pairs: int = setting(32, "P: conjugate pairs of poles of a channel's diagonal state space (S4D, H3)")
+    state_pairs: int = setting(
+        32, "P: number of conjugate pairs of poles of a channel's diagonal state space (S4D, H3)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,17 +34,18 @@ class S4DConfig(ZooConfig):
 
 
 class DiagonalStateSpace(nn.Module):
-    """A state space of ``pairs`` conjugate pairs of poles for each channel, all of it trained. (B, T, C) to the same.
+    """A state space with P = ``pairs`` conjugate pairs of poles for each channel. (B, T, C) to the same shape.
 
-    Begins as S4D-Lin: poles -1/2 + i pi p, outputs C complex N(0, 1), skips D ~ N(0, 1), steps log-uniform in 0.001 ..
-    0.1. The parameters are vectors so that weight decay passes them over: the paper decays neither poles nor steps.
+    Everything is learned. Initial values are those of S4D-Lin: poles -1/2 + i pi p, outputs C ~ complex N(0, 1), skips
+    D ~ N(0, 1), steps log-uniform in 0.001 .. 0.1. All parameters are vectors, which weight decay exempts: the paper
+    decays neither poles nor steps.
     """
 
     pairs: int
 
     @nn.compact
     def __call__(self, x_BTC: Array) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
 
         def log_uniform(key: Array, shape: tuple[int, ...]) -> Array:
@@ -65,7 +68,7 @@ class DiagonalStateSpace(nn.Module):
 
 
 class S4DMixer(nn.Module):
-    """State space, GELU, and a gated linear unit that mixes the channels: a * sigmoid(b). (B, T, C) to the same."""
+    """State space, GELU, and a gated linear unit a * sigmoid(b) that mixes channels. (B, T, C) to the same shape."""
 
     pairs: int
     output_std: float
@@ -75,7 +78,7 @@ class S4DMixer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTC: Array, train: bool = False) -> Array:
-        """The whole sequence."""
+        """The outputs of a whole sequence."""
         width = x_BTC.shape[-1]
         y_BTC = DiagonalStateSpace(self.pairs, name="state_space")(x_BTC.astype(self.dtype))
         output = Projection(2 * width, self.output_std, ("heads", "embed"), self.bias, self.dtype, name="output")
@@ -84,16 +87,16 @@ class S4DMixer(nn.Module):
 
 
 class S4D(ZooModel):
-    """S4D layers in the place of attention (sections 3 and 4), each with a feed-forward layer.
+    """S4D layers in place of attention (sections 3 and 4), each with a feed-forward layer.
 
-    Left out: the other initialisations (Legs, Inv), the bilinear discretisation (here: zero-order hold) and the
-    smaller learning rate of poles and steps. A head has no meaning here: every channel has a system of its own.
+    ``n_head`` has no effect: every channel has a system of its own. Left out: the other initialisations (Legs, Inv),
+    the bilinear discretisation (here: zero-order hold), and the smaller learning rate of poles and steps.
     """
 
     config: S4DConfig
 
     def mixer(self, layer: int | None) -> Callable[..., nn.Module]:
-        """S4D layers."""
+        """The S4D mixer."""
         fields = self.unit_fields()
         del fields["std"]
         return functools.partial(S4DMixer, pairs=self.config.state_pairs, **fields)
