@@ -49,7 +49,7 @@ Names = Sequence[str | None]
 
 
 def is_sharded() -> bool:
-    """Whether arrays here belong to a mesh of several devices, and no device works on its own shard alone yet."""
+    """Whether a mesh of several devices is set and this is outside `jax.shard_map`, in which a device has its shard."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and AxisType.Manual not in mesh.axis_types
 
@@ -74,9 +74,9 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def time_axes(x_BTHD: Array) -> tuple[str, ...]:
-    """The mesh axes that split the time of an activation; none if its time, or its batch, must stay whole.
+    """The mesh axes that split the time of an activation.
 
-    A batch that does not divide among the devices is that of a prompt, or the one that parameters are initialised with.
+    Empty if the mesh does not divide its time or its batch, as with a prompt, or the sequence that ``init`` gets.
     """
     if not is_sharded():
         return ()

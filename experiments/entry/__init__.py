@@ -14,10 +14,11 @@ from mosaics_jax.runtime.processes import Processes
 
 Config = TypeVar("Config")
 
-# Flags that several configs declare with different defaults or help: the configs whose declaration is the flag's.
+# Flag -> the configs whose default and help it has, where several configs declare it differently.
 SHARED: dict[str, tuple[str, ...]] = {
     "vocab_size": ("CorpusConfig",),  # the models' V is that of the tokenizer
     "context_length": ("TextConfig", "MQARConfig"),  # the positions that a model learns are those of the data
+    **dict.fromkeys(("n_layer", "n_head", "n_embd"), ("MosaicConfig",)),  # other sizes than the zoo's own defaults
     "steps": ("RunConfig",),  # 0, its default, becomes a number of steps before LoopConfig is made
 }
 _declared_by: dict[flags.Flag, str] = {}  # flag -> name of its config

@@ -29,9 +29,8 @@ class RunConfig:
     samples: int = setting(3, "stories that a sample continues")
 
     def __post_init__(self) -> None:
-        for name in self.model_names:
-            canonical_name(name)
-        if not self.model_names or len(set(self.model_names)) < len(self.model_names):
+        models = {canonical_name(name) for name in self.model_names}
+        if not models or len(models) < len(self.model_names):
             raise ValueError(f"model={self.model}: name each model once, e.g. mosaic,gpt2")
         if self.samples < 0:
             raise ValueError(f"samples={self.samples} must be at least 0")

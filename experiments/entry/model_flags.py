@@ -16,6 +16,7 @@ from absl import flags
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.registry import MODELS, canonical_name
+from mosaics_jax.training.progress import say
 
 ConfigClass = type[Any]  # of a dataclass whose fields are made with `settings.setting`
 MODEL_CONFIGS: tuple[ConfigClass, ...] = tuple(config_class for config_class, _ in MODELS.values())
@@ -33,11 +34,13 @@ def default_values(
     return defaults
 
 
-def define_flags(config_classes: Iterable[ConfigClass], defaults: Mapping[str, Any]) -> None:
-    """Defines a flag for each field in ``defaults``; classes that share a field share its flag."""
+def define_flags(config_classes: Iterable[ConfigClass], changed: Mapping[str, Any], skip: Collection[str] = ()) -> None:
+    """Defines a flag for each field but those in ``skip``; classes that share a field share its flag.
+
+    ``changed``: defaults that replace those of the fields.
+    """
     for config_class in config_classes:
-        left_out = [field.name for field in dataclasses.fields(config_class) if field.name not in defaults]
-        entry.define_flags(config_class, skip=left_out, **defaults)
+        entry.define_flags(config_class, skip=skip, **changed)
 
 
 def config_fields(*config_classes: ConfigClass) -> set[str]:
@@ -88,8 +91,11 @@ def _similar(name: str, other: str) -> bool:
 
 
 def check_typed_flags(model_names: Sequence[str], shared: Collection[str]) -> None:
-    """`check_hyper_parameters` for the flags on this program's command line, without those in flagfiles."""
+    """`check_hyper_parameters` for the flags on this program's command line; says which of a flagfile are not used."""
     check_hyper_parameters(typed_flags(sys.argv), model_names, shared, set(flags.FLAGS))
+    unused = [name for name in sorted(fields_of_others(model_names, shared)) if flags.FLAGS[name].present]
+    if unused:
+        say(f"not used by {' and '.join(model_names)}, from a flagfile: {', '.join(f'--{name}' for name in unused)}")
 
 
 def typed_flags(argv: Sequence[str]) -> set[str]:

@@ -66,7 +66,7 @@ class RunConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
 
 
-# Where two share a flag, the first decides its default; where data shares it, the data does.
+# If several configs have a field, the default of its flag is that of the data's config, otherwise of the first class.
 CLASSES: tuple[ConfigClass, ...] = (RunConfig, *MODEL_CONFIGS, OptimizerConfig, LoopConfig)
 
 
@@ -117,9 +117,8 @@ class Experiment:
 
     def define_flags(self) -> None:
         """Defines the flags of the data, of a run, of every model, of optimizer and loop."""
-        defaults = self.flag_defaults()
-        define_flags(self.data_classes.values(), defaults)
-        define_flags(CLASSES, {name: default for name, default in defaults.items() if name not in DERIVED})
+        define_flags(self.data_classes.values(), {})
+        define_flags(CLASSES, DEFAULTS | self.defaults, skip=DERIVED)
 
     def setup_from_flags(self) -> Setup:
         """The run that this program's flags describe.
@@ -169,7 +168,7 @@ class Experiment:
         return values
 
     def used_by(self, model_name: str, names: Collection[str]) -> Iterator[str]:
-        """Those of the ``names`` of flags that do not belong to other models only."""
+        """The flags in ``names`` that apply to this model."""
         others = fields_of_others([model_name], self.shared_fields())
         return (name for name in names if name not in others)
 

@@ -1,14 +1,13 @@
 """Means over the rows of a batch that each device computes from its own rows."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from mosaics_jax.shapes import Params
-from mosaics_jax.sharding import BATCH_AXES
+from mosaics_jax.shapes import Array, Params
+from mosaics_jax.sharding import is_sharded, map_shards, mesh_axes
 
 
 def mean_over_devices(function: Callable[[Params, Any], Any]) -> Callable[[Params, Any], Any]:
@@ -18,15 +17,18 @@ def mean_over_devices(function: Callable[[Params, Any], Any]) -> Callable[[Param
     without a mesh, or if the rows do not divide among its devices, every device computes the function of all rows.
     """
 
-    def on_device(params: Params, batch: Any) -> Any:
-        return jax.lax.pmean(function(params, batch), BATCH_AXES)
-
     def mean(params: Params, batch: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or len(jax.tree.leaves(batch)[0]) % math.prod(mesh.shape[name] for name in BATCH_AXES):
+        leaves, structure = jax.tree.flatten((params, batch))
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        axes = mesh_axes("batch", rows) if is_sharded() else ()
+        if not axes:
             return function(params, batch)
-        replicated, by_rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
-        sharded = jax.shard_map(on_device, in_specs=(replicated, by_rows), out_specs=replicated, check_vma=False)
-        return sharded(params, batch)
+
+        def on_shard(*leaves: Array) -> Any:
+            return jax.lax.pmean(function(*jax.tree.unflatten(structure, leaves)), axes)
+
+        of_params = [(None,) * leaf.ndim for leaf in jax.tree.leaves(params)]
+        of_batch = [("batch", *(None,) * (leaf.ndim - 1)) for leaf in jax.tree.leaves(batch)]
+        return map_shards(on_shard, *leaves, names=of_params + of_batch, out=PartitionSpec())
 
     return mean

@@ -124,7 +124,7 @@ class LanguageModel(nn.Module):
 
     @nn.nowrap
     def _recomputed(self, block: Any, x_BTC: Array, train: bool) -> Array:
-        """A block, most of whose intermediate results backward computes once more (`remat`)."""
+        """A block under rematerialization: the backward pass recomputes what the policy of ``remat`` does not save."""
         c = self.config
         remat = nn.remat(
             lambda block, x_BTC: block(x_BTC, train),

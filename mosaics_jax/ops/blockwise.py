@@ -31,7 +31,7 @@ from mosaics_jax.ops.weights import UNSEEN, add_sums, answers_of, recomputed_wei
 from mosaics_jax.shapes import Array
 
 BLOCK = 128  # queries of a block
-GROUPS = 8  # of blocks: with more groups, fewer weights are computed only to be masked, and compilation takes longer
+GROUPS = 8  # of blocks: more groups waste less work on masked weights, but compile longer
 LANES = 16  # the size of a block is a multiple of this, for vector instructions
 CACHED_WEIGHTS = 2**18  # how many weights fit into the cache of a CPU core
 
@@ -54,7 +54,7 @@ def blockwise_retrieval(
     """Answers (B, T, H, D) of queries from the N pairs that ``reach`` lets them see.
 
     Where ``reach`` is None, all queries see all pairs, which are the same for all sequences: keys and values are then
-    (H, N, D), the layout of the parameters that they are. Weights are dropped at ``rate`` under ``seed``. rows_BTH:
+    (H, N, D), as they are parameters. Weights are dropped at ``rate`` under ``seed``. rows_BTH:
     the queries' numbers in the dropout hash (`row_numbers`).
     """
     return _forward(rate, queries_BTHD, keys_BNHD, values_BNHD, reach, seed, rows_BTH)[0]
@@ -74,7 +74,7 @@ def _forward(
     def forward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, ...]:
         keys_BHND, values_BHND, *pair_documents = pairs
 
-        def block(_: None, place: _Place, queries: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
+        def block(_: None, place: _QueryBlock, queries: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
             q_BHTD, rows_BHT, *documents = queries
             sums = []
             for part in blocks.pair_ranges(place, documents, pair_documents):
@@ -87,7 +87,7 @@ def _forward(
         return blocks.scan(block, None, queries)[1]
 
     answers_BHTD, log_total_BHT = blocks.over_heads(forward, (queries_BTHD, rows_BTH), (keys_BNHD, values_BNHD))
-    answers_BTHD, log_total_BHT = product(blocks.back(answers_BHTD)), product(log_total_BHT)
+    answers_BTHD, log_total_BHT = product(blocks.positions_first(answers_BHTD)), product(log_total_BHT)
     # Arrays are kept in the layout of the arguments: the caller keeps most of them too, so that memory holds them once.
     return answers_BTHD, (queries_BTHD, keys_BNHD, values_BNHD, reach, seed, rows_BTH, answers_BTHD, log_total_BHT)
 
@@ -101,7 +101,7 @@ def _backward(rate: float, saved: tuple[Any, ...], gradients_BTHD: Array) -> tup
     def backward(queries: tuple[Array, ...], pairs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         keys_BHND, values_BHND, *pair_documents = pairs
 
-        def block(carry: tuple[Array, Array], place: _Place, queries: tuple[Array, ...]) -> tuple[Any, Array]:
+        def block(carry: tuple[Array, Array], place: _QueryBlock, queries: tuple[Array, ...]) -> tuple[Any, Array]:
             q_BHTD, rows_BHT, g_BHTD, inner_BHT, log_total_BHT, *documents = queries
             # The gradients of keys and values have pairs last, so that their products transpose queries, not weights.
             q_BHDT, g_BHDT = jnp.swapaxes(q_BHTD, -1, -2), jnp.swapaxes(g_BHTD, -1, -2)
@@ -131,13 +131,13 @@ def _backward(rate: float, saved: tuple[Any, ...], gradients_BTHD: Array) -> tup
     queries = queries_BTHD, rows_BTH, gradients_BTHD.astype(queries_BTHD.dtype), inner_BTH
     dq_BHTD, *dpairs = blocks.over_heads(backward, queries, (keys_BNHD, values_BNHD), log_total_BHT)
     dk_BNHD, dv_BNHD = (a[0] if reach is None else jnp.swapaxes(a, 1, 2) for a in dpairs)
-    return blocks.back(dq_BHTD), dk_BNHD, dv_BNHD, None, None, None
+    return blocks.positions_first(dq_BHTD), dk_BNHD, dv_BNHD, None, None, None
 
 
 blockwise_retrieval.defvjp(_forward, _backward)
 
 
-class _Place(NamedTuple):
+class _QueryBlock(NamedTuple):
     """Where a block of queries stands: in the group ``group_start`` .. ``group_end``, ``offset`` after its start.
 
     ``offset`` may be traced.
@@ -200,8 +200,8 @@ class _Blocks:
         self.size = size if reach is None and size == self.time else _round_up(size, min(LANES, largest))
         self.span = self.pairs  # the largest number of pairs that a block is computed with
         self.is_windowed = False
-        if reach is not None and reach.is_static and reach.window is not None:
-            span = _round_up(self.size + int(reach.window) - 1, min(LANES, BLOCK))
+        if reach is not None and isinstance(reach.window, int):
+            span = _round_up(self.size + reach.window - 1, min(LANES, BLOCK))
             if span < self.pairs:
                 self.span, self.is_windowed = span, True
 
@@ -213,7 +213,7 @@ class _Blocks:
         length = -(-(padded // self.size) // GROUPS) * self.size
         return [(start, min(start + length, padded)) for start in range(0, padded, length)]
 
-    def pair_ranges(self, place: _Place, documents: list[Array], pair_documents: list[Array]) -> list[_PairRange]:
+    def pair_ranges(self, place: _QueryBlock, documents: list[Array], pair_documents: list[Array]) -> list[_PairRange]:
         """The pairs that a block is computed with, in one or two ranges.
 
         Both lists are empty if there is one document. Otherwise they have one array each: the documents (B, H, T) of
@@ -234,13 +234,13 @@ class _Blocks:
             # Adding a mask is faster than selecting by it.
             return _PairRange(start, length, numpy.where(seen, numpy.float32(0.0), numpy.float32(UNSEEN)))
 
-        if not isinstance(reach.delay, int):
-            return [masked(0, self.pairs)]
         if self.is_windowed:
             start = place.group_start + place.offset - reach.delay - reach.window + 1  # type: ignore[operator]  # not None
             if isinstance(start, int):
                 return [masked(min(max(start, 0), self.pairs - self.span), self.span)]
             return [masked(jnp.clip(start, 0, self.pairs - self.span), self.span)]
+        if not isinstance(reach.delay, int):
+            return [masked(0, self.pairs)]
         # All queries of the group see the pairs before ``seen_by_all``; none sees a pair from ``end`` on.
         end = min(max(_round_up(place.group_end - reach.delay, size), min(size, self.pairs)), self.pairs)
         seen_by_all = max(place.group_start - reach.delay + 1, 0) // size * size
@@ -259,7 +259,7 @@ class _Blocks:
         for start, end in self.groups():
             group = tuple(a[:, :, start:end] for a in queries)
             if end - start == self.size:
-                carry, output = function(carry, _Place(start, end, 0), group)
+                carry, output = function(carry, _QueryBlock(start, end, 0), group)
             else:
                 split = tuple(jnp.moveaxis(a.reshape(*a.shape[:2], -1, self.size, *a.shape[3:]), 2, 0) for a in group)
                 step = functools.partial(_step, function, start, end)
@@ -268,14 +268,14 @@ class _Blocks:
             outputs.append(output)
         return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outputs)
 
-    def inside(self, x_BTHD: Array) -> Array:
+    def heads_first(self, x_BTHD: Array) -> Array:
         """Arrays of queries (B, T, H, ...) as (B, H, T, ...), or (1, H, B T, ...)."""
         if self.reach is not None:
             return jnp.swapaxes(x_BTHD, 1, 2)
         return jnp.moveaxis(x_BTHD, 2, 0).reshape(1, x_BTHD.shape[2], self.time, *x_BTHD.shape[3:])
 
-    def back(self, x_BHTD: Array) -> Array:
-        """The inverse of `inside`."""
+    def positions_first(self, x_BHTD: Array) -> Array:
+        """The inverse of `heads_first`."""
         if self.reach is not None:
             return jnp.swapaxes(x_BHTD, 1, 2)
         return jnp.moveaxis(x_BHTD.reshape(x_BHTD.shape[1], self.batch, -1, *x_BHTD.shape[3:]), 0, 2)
@@ -289,11 +289,11 @@ class _Blocks:
     ) -> tuple[Array, ...]:
         """``function(arrays of queries, arrays of pairs)``; one CPU device computes a few heads at a time.
 
-        queries: arrays (B, T, H, ...). inside: arrays of queries in the layout of `inside`. pairs: keys and values. The
-        function gets queries padded to whole blocks, and documents after the other arrays if there are several. Its
-        first output, and every output (B, H, T), is cut to T again.
+        queries: arrays (B, T, H, ...). inside: arrays of queries as `heads_first` gives them. pairs: keys and values.
+        The function gets queries padded to whole blocks, and documents after the other arrays if there are several. The
+        padding is removed from its first output and from every output (B, H, T).
         """
-        of_queries = [*map(self.inside, queries), *inside]
+        of_queries = [*map(self.heads_first, queries), *inside]
         of_pairs = [a[None] if self.reach is None else jnp.swapaxes(a, 1, 2) for a in pairs]
         batch, heads = of_queries[0].shape[:2]
         if self.reach is not None and self.reach.documents_BT is not None and self.reach.pair_documents is not None:
@@ -319,7 +319,7 @@ class _Blocks:
 
 def _step(function: Callable[..., Any], start: int, end: int, carry: Any, xs: tuple[Array, Any]) -> Any:
     offset, queries = xs
-    return function(carry, _Place(start, end, offset), queries)
+    return function(carry, _QueryBlock(start, end, offset), queries)
 
 
 def _join_blocks(x_BHITD: Array) -> Array:

@@ -101,12 +101,14 @@ class _Masks:
     """The masks of blocks of weights: which pairs queries see, and which weights dropout keeps.
 
     The fields are known at compile time. sees_all: whether every query sees all pairs; if not, delay and window are in
-    ``refs["reach"]``. pairs: the number of pairs without padding. rate: the share of weights that is dropped.
+    ``refs["reach"]``. pairs: the number of pairs without padding. blocks: how many blocks of queries and of pairs
+    there are. rate: the share of weights that is dropped.
     """
 
     sees_all: bool
     has_documents: bool
     pairs: int
+    blocks: tuple[int, int]
     rate: float
 
     def any_seen(self, refs: Refs, i: Array, j: Array) -> Array:
@@ -117,7 +119,9 @@ class _Masks:
         delay, window = refs["reach"][0], refs["reach"][1]
         newest_for_last_query = i * queries + queries - 1 - delay
         oldest_for_first_query = i * queries - delay - window + 1
-        return (j * pairs <= newest_for_last_query) & (j * pairs + pairs - 1 >= oldest_for_first_query)
+        seen = (j * pairs <= newest_for_last_query) & (j * pairs + pairs - 1 >= oldest_for_first_query)
+        # A windowed loop may run past the last block.
+        return seen & (i < self.blocks[0]) & (j < self.blocks[1])
 
     def of_block(self, refs: Refs, i: Array, j: Array) -> tuple[Array, Array | None]:
         """For block i of queries and j of pairs: which pairs (rows) queries (columns) see, and which weights to keep.
@@ -136,6 +140,23 @@ class _Masks:
         return seen, keep
 
 
+@dataclasses.dataclass(frozen=True)
+class _InnerLoop:
+    """The blocks that an outer block is computed with: ``count`` of them, from the first one that its window touches.
+
+    The first entry that outer block n needs is n ``stride`` + ``shift``; ``size`` is the size of an inner block.
+    """
+
+    count: int
+    stride: int
+    shift: int
+    size: int
+
+    def block(self, outer: Any, inner: Any) -> Any:
+        """The number of the block at step ``inner``."""
+        return jnp.maximum(outer * self.stride + self.shift, 0) // self.size + inner
+
+
 class _Grid:
     """Runs kernels on blocks of queries and pairs; the forward and backward kernels have the same blocks.
 
@@ -150,7 +171,16 @@ class _Grid:
         blocks = {kind: next(block for block in BLOCKS if size % block == 0) for kind, size in sizes.items()}
         self.block = blocks | {"row": blocks["query"], "column": blocks["pair"]}
         has_documents = reach is not None and reach.documents_BT is not None
-        self.masks = _Masks(reach is None, has_documents, self.pairs, rate)
+        self.blocks = {kind: size // self.block[kind] for kind, size in self.size.items()}
+        self.masks = _Masks(reach is None, has_documents, self.pairs, (self.blocks["query"], self.blocks["pair"]), rate)
+        self.loops = {kind: _InnerLoop(self.blocks[kind], 0, 0, 1) for kind in sizes}
+        if reach is not None and isinstance(reach.delay, int) and isinstance(reach.window, int):
+            # A block of n entries and its window touch n + window - 1 entries of the other kind.
+            sizes, shifts = self.block, {"pair": 1 - reach.delay - reach.window, "query": reach.delay}
+            for inner, outer in (("pair", "query"), ("query", "pair")):
+                touched = (sizes[outer] + reach.window + sizes[inner] - 3) // sizes[inner] + 1
+                count = min(touched, self.blocks[inner])
+                self.loops[inner] = _InnerLoop(count, sizes[outer], shifts[inner], sizes[inner])
         self.scalars = {"seed": jnp.asarray(seed, jnp.uint32).reshape(1)}
         self.documents: dict[str, tuple[str, Array]] = {}
         if reach is not None:
@@ -170,7 +200,7 @@ class _Grid:
         scratch: tuple[tuple[int, int], ...],
         pairs_outer: bool = False,
     ) -> list[Array]:
-        """Runs ``kernel(masks, inputs, outputs, scratch)`` for all blocks and returns its outputs without padding.
+        """Runs ``kernel(masks, loop, inputs, outputs, scratch)`` for all blocks; its outputs without padding.
 
         inputs: name -> (kind, array). out: (kind, type) of each output. scratch: shapes of float32 accumulators.
         pairs_outer: the outer loop is over blocks of pairs, the inner one over blocks of queries; default: reversed.
@@ -181,11 +211,12 @@ class _Grid:
 
         def run(*refs: Any) -> None:
             input_refs, outputs = refs[: len(names)], refs[len(names) : len(names) + len(out)]
-            kernel(self.masks, dict(zip(names, input_refs, strict=True)), outputs, refs[len(names) + len(out) :])
+            inputs = dict(zip(names, input_refs, strict=True))
+            kernel(self.masks, self.loops[order[1]], inputs, outputs, refs[len(names) + len(out) :])
 
         results = pl.pallas_call(
             run,
-            grid=(self.count, *(self.size[kind] // self.block[kind] for kind in order)),
+            grid=(self.count, self.blocks[order[0]], self.loops[order[1]].count),
             in_specs=[
                 *(pl.BlockSpec(memory_space=pltpu.SMEM) for _ in self.scalars),
                 *(self._spec(kind, order) for kind, _ in arrays.values()),
@@ -212,19 +243,26 @@ class _Grid:
         return jnp.pad(array, ((0, 0), padding) + ((0, 0),) * (array.ndim - 2)).reshape(self._shape(kind))
 
     def _spec(self, kind: str, order: tuple[str, str]) -> pl.BlockSpec:
-        axis = 1 + order.index("query" if kind in ("query", "row") else "pair")
-        block = self.block[kind]
+        is_outer = order[0] == ("query" if kind in ("query", "row") else "pair")
+        size, loop, last = self.block[kind], self.loops[order[1]], self.blocks[order[1]] - 1
+
+        def block(outer: Any, inner: Any) -> Any:
+            return outer if is_outer else jnp.minimum(loop.block(outer, inner), last)
+
         if kind == "row":
-            return pl.BlockSpec((None, 1, block), lambda *ids: (ids[0], 0, ids[axis]))
+            return pl.BlockSpec((None, 1, size), lambda *ids: (ids[0], 0, block(*ids[1:])))
         width = 1 if kind == "column" else self.width
-        return pl.BlockSpec((None, block, width), lambda *ids: (ids[0], ids[axis], 0))
+        return pl.BlockSpec((None, size, width), lambda *ids: (ids[0], block(*ids[1:]), 0))
 
 
-def _forward_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
-    i, j = pl.program_id(1), pl.program_id(2)
+def _forward_kernel(
+    masks: _Masks, loop: _InnerLoop, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]
+) -> None:
+    i, step = pl.program_id(1), pl.program_id(2)
+    j = loop.block(i, step)
     (answers, log_total), (largest, total, weighted) = out, scratch
 
-    @pl.when(j == 0)
+    @pl.when(step == 0)
     def _() -> None:
         largest[...] = jnp.full_like(largest, UNSEEN)
         total[...] = jnp.zeros_like(total)
@@ -243,7 +281,7 @@ def _forward_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tu
         dropped = drop(weights, keep, masks.rate).astype(values.dtype)
         weighted[...] = share * weighted[...] + _dot(values, dropped, (0, 0))
 
-    @pl.when(j == pl.num_programs(2) - 1)
+    @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:
         sees_any = total[...] > 0
         divisor = jnp.where(sees_any, total[...], 1.0)
@@ -252,11 +290,12 @@ def _forward_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tu
         log_total[...] = jnp.where(sees_any, largest[...] + jnp.log(divisor), -UNSEEN)
 
 
-def _query_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
-    i, j = pl.program_id(1), pl.program_id(2)
+def _query_kernel(masks: _Masks, loop: _InnerLoop, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
+    i, step = pl.program_id(1), pl.program_id(2)
+    j = loop.block(i, step)
     (dq,), (sum_dq,) = out, scratch
 
-    @pl.when(j == 0)
+    @pl.when(step == 0)
     def _() -> None:
         sum_dq[...] = jnp.zeros_like(sum_dq)
 
@@ -265,16 +304,17 @@ def _query_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tupl
         _, dscores = _recomputed_weights(masks, refs, i, j)
         sum_dq[...] += _dot(dscores, refs["k"][...], (0, 0))
 
-    @pl.when(j == pl.num_programs(2) - 1)
+    @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:
         dq[...] = sum_dq[...].astype(dq.dtype)
 
 
-def _pair_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
-    j, i = pl.program_id(1), pl.program_id(2)
+def _pair_kernel(masks: _Masks, loop: _InnerLoop, refs: Refs, out: tuple[Any, ...], scratch: tuple[Any, ...]) -> None:
+    j, step = pl.program_id(1), pl.program_id(2)
+    i = loop.block(j, step)
     (dk, dv), (sum_dk, sum_dv) = out, scratch
 
-    @pl.when(i == 0)
+    @pl.when(step == 0)
     def _() -> None:
         sum_dk[...] = jnp.zeros_like(sum_dk)
         sum_dv[...] = jnp.zeros_like(sum_dv)
@@ -285,7 +325,7 @@ def _pair_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple
         sum_dk[...] += _dot(dscores, refs["q"][...], (1, 0))
         sum_dv[...] += _dot(weights, refs["g"][...], (1, 0))
 
-    @pl.when(i == pl.num_programs(2) - 1)
+    @pl.when(step == pl.num_programs(2) - 1)
     def _() -> None:
         dk[...] = sum_dk[...].astype(dk.dtype)
         dv[...] = sum_dv[...].astype(dv.dtype)
@@ -294,7 +334,8 @@ def _pair_kernel(masks: _Masks, refs: Refs, out: tuple[Any, ...], scratch: tuple
 def _recomputed_weights(masks: _Masks, refs: Refs, i: Array, j: Array) -> tuple[Array, Array]:
     """The weights of a block after dropout, and the gradients of its scores, both in the type of the queries.
 
-    The same as `weights.recomputed_weights`, with pairs in rows. Queries of the block may see none of its pairs.
+    The same as `weights.recomputed_weights`. It stands apart because a kernel has pairs in rows, and queries that see
+    none of the pairs of a block.
     """
     queries = refs["q"][...]
     seen, keep = masks.of_block(refs, i, j)

@@ -7,6 +7,7 @@ Shapes here: G heads of all sequences.
 """
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -83,6 +84,8 @@ def causal_retrieval(
     """
     chex.assert_rank(queries_BTHD, 4)
     chex.assert_equal_shape([queries_BTHD, keys_BTHD, values_BTHD])
+    if reach.pair_documents_BN is not None:
+        raise ValueError("pair_documents_BN is for stored pairs: in a sequence, documents_BT are those of pairs too")
     batch, time, heads, _ = queries_BTHD.shape
     seed = check_seed(dropout_rate, dropout_seed)
     form = RetrievalForm(form)
@@ -132,10 +135,14 @@ def _naive(problem: Problem, rate: float) -> Array:
 
 def _blockwise(problem: Problem, rate: float) -> Array:
     if not isinstance(problem.reach.delay, int):
-        # With a traced delay, every block would have to compute all pairs. Rolled queries have the delay 0.
-        reach, (queries_BTHD, rows_BTH), restore = problem.reach.aligned(problem.queries_BTHD, problem.rows_BTH)
-        return restore(_blockwise(problem._replace(queries_BTHD=queries_BTHD, rows_BTH=rows_BTH, reach=reach), rate))
+        return _rolled(_blockwise, problem, rate)  # with a traced delay, every block would have to compute all pairs
     return blockwise_retrieval(rate, *problem[:3], problem.reach, problem.seed, problem.rows_BTH)
+
+
+def _rolled(form: Callable[[Problem, float], Array], problem: Problem, rate: float) -> Array:
+    """The same answers from rolled queries, whose delay is 0."""
+    reach, (queries_BTHD, rows_BTH), restore = problem.reach.aligned(problem.queries_BTHD, problem.rows_BTH)
+    return restore(form(problem._replace(queries_BTHD=queries_BTHD, rows_BTH=rows_BTH, reach=reach), rate))
 
 
 def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Array:
@@ -155,6 +162,9 @@ def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Arra
 
 
 def _pallas(problem: Problem, rate: float) -> Array:
+    if isinstance(problem.reach.window, int) and not isinstance(problem.reach.delay, int):
+        # The blocks that a window touches are known at compile time if the delay is: rolled queries have delay 0.
+        return _rolled(_pallas, problem, rate)
     batch, _, heads, _ = problem.queries_BTHD.shape
 
     def fold(x_BTHD: Array) -> Array:
@@ -207,6 +217,8 @@ def stored_retrieval(
     A chunk takes time proportional to the number of slots that are seen. A single position takes time proportional to
     N, because it reads all slots at once, without a loop.
     """
+    if (reach.documents_BT is None) != (reach.pair_documents_BN is None):
+        raise ValueError("documents_BT, of the queries, and pair_documents_BN, of the slots, go together")
     if queries_BTHD.shape[1] == 1:
         return _stored_one(queries_BTHD, keys_BHND, values_BHND, length_B, reach, first_slot)
     return _stored_blockwise(queries_BTHD, keys_BHND, values_BHND, length_B, reach, first_slot)

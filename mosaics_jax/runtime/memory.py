@@ -10,7 +10,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"  # malloc calls madvise(MADV_HUGEPAGE) on 
 
 
 def restart_with_huge_pages(main: Callable[..., Any]) -> None:
-    """Restarts ``python -m NAME`` with huge pages, unless GLIBC_TUNABLES is set, if only to nothing.
+    """Restarts ``python -m NAME`` with huge pages, unless GLIBC_TUNABLES is set, even to an empty string.
 
     On CPU, XLA allocates the temporaries of each step with malloc and frees them afterwards. glibc returns blocks of
     that size to the kernel, so that the next step takes a page fault for every 4 KiB that it touches: 540,000 at the

@@ -44,7 +44,6 @@ def make_task(
     config: TextConfig,
     *,
     seed: int,
-    experiment: str = "babistories",
     sample: Callable[[Params], str] | None = None,
 ) -> Task:
     """Next-token prediction over random windows of the training text.
@@ -70,7 +69,7 @@ def make_task(
         "tokenizer": data.tokenizer.fingerprint(),
     }
     return Task(
-        name=f"{experiment}/{model_name}",
+        name=f"babistories/{model_name}",
         init=init_function(model, config.context_length),
         loss=next_token_loss(model, config.z_loss),
         train_data=train_data,

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Protocol
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.shapes import Params
+from mosaics_jax.training.runs import INIT_LENGTH
 from mosaics_jax.training.state import Task
-
-INIT_LENGTH = 64  # positions of the blank sequence that parameters are made with, if the model has so many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

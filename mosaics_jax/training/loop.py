@@ -111,7 +111,7 @@ def train(
         stack.callback(checkpoints.close)
         checkpoints.check_room(trainer.abstract)
         if jax.process_index() == 0:
-            write_config(workdir, config)
+            write_config(workdir, config | {"loop": dataclasses.asdict(loop_config)})
         metrics = MetricsWriter(workdir, start)
         stack.callback(metrics.close)
         progress = Progress(metrics, start, steps, task.tokens_per_step, loop_config.log_every, task.unit)
@@ -193,7 +193,8 @@ def next_batch(data: Iterator[Any], step: int) -> Any:
 def run_config(loop_config: LoopConfig, optimizer_config: OptimizerConfig, task: Task) -> Config:
     """The run's config (`training.run_config`): all that must agree for a run to resume from a checkpoint.
 
-    The mesh and the intervals of checkpoints, evaluations and progress lines are not in it.
+    The mesh and the intervals of checkpoints, evaluations and progress lines do not count; ``config.json`` has them in
+    its field ``loop``.
     """
     return {
         "experiment": task.name,

@@ -95,8 +95,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: Any, mesh: Mesh, micro_batches: int = 1) -> Any:
     """Puts this process's part of a batch on its devices: numpy arrays (rows, ...) to global arrays (all rows, ...).
 
-    Raises UserError if the rows do not divide among the devices and ``micro_batches``.
+    Without a mesh (an empty one), arrays go to the default device. Raises UserError if the rows do not divide among the
+    devices and ``micro_batches``.
     """
+    if mesh.empty:
+        return jax.tree.map(jax.numpy.asarray, batch)
     sharding = batch_sharding(mesh)
     for leaf in jax.tree.leaves(batch):
         check_rows(leaf.shape[0] * jax.process_count(), mesh, micro_batches)

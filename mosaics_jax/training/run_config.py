@@ -3,7 +3,9 @@
     {"experiment": "EXPERIMENT/MODEL", "steps": ..., "seed": ..., "optimizer": {...},
      "task": {"model": {"name": MODEL, fields of its config}, "data": {...}}}
 
-The same dict stands in ``config.json`` of a run's directory and in the meta item of each of its checkpoints.
+The same dict stands in the meta item of each checkpoint, and in ``config.json`` of the run's directory, there with the
+field ``loop``: mesh and intervals, which may change when a run resumes. A run's directory is WORKDIR/MODEL where an
+experiment trains several models, and WORKDIR itself for RegBench and MQAR.
 """
 
 import json
@@ -32,13 +34,16 @@ def write_config(run: pathlib.Path, config: Config) -> None:
 def read_config(run: pathlib.Path) -> Config | None:
     """The config in ``config.json``; None if the file is missing, as in runs of format 2. Raises UserError."""
     try:
-        return json.loads((run / CONFIG_FILE).read_text())
+        config = json.loads((run / CONFIG_FILE).read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("task", {}), dict):
+            raise ValueError("it is not the config of a run")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{run / CONFIG_FILE} cannot be read ({error}); remove it: the checkpoints hold a copy"
         ) from None
+    return config
 
 
 def meta_of(step: int, config: Config) -> dict[str, Any]:
@@ -49,6 +54,8 @@ def meta_of(step: int, config: Config) -> dict[str, Any]:
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """The meta item of a checkpoint, its config brought up to date. Raises UserError for a format of the future."""
     meta = json.loads((checkpoint / "meta" / "metadata").read_text())
+    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
+        raise UserError(f"{checkpoint} does not hold the config of a run: it is not a checkpoint of this program")
     if meta.get("format") not in READABLE:
         raise UserError(
             f"{checkpoint} has format {meta.get('format')}, this program reads up to {FORMAT}: "
@@ -98,7 +105,7 @@ def check_config(stored: Config, current: Config) -> None:
 
 
 def _canonical(config: Config) -> Config:
-    """The config with canonical names of its model."""
+    """The config with canonical names of its model, and without what may change when a run resumes."""
 
     def canonical(name: Any) -> Any:
         try:
@@ -106,7 +113,7 @@ def _canonical(config: Config) -> Config:
         except (ValueError, TypeError):  # a model of moons, or none of this library
             return name
 
-    config, task = dict(config), config.get("task", {})
+    config, task = {name: value for name, value in config.items() if name != "loop"}, config.get("task", {})
     if "experiment" in config:
         experiment, slash, name = config["experiment"].partition("/")
         config["experiment"] = f"{experiment}{slash}{canonical(name)}"

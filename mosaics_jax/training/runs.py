@@ -47,6 +47,8 @@ class Run:
     def params(self) -> Params:
         """The parameters: a nested dict of arrays, as ``model.apply`` takes them. Loaded when first asked for.
 
+        Runs of moons hold several networks: each array has a leading axis of them, which `jax.tree.map` takes apart.
+
         The files of the parameters are read twice, to verify and to restore them; of other items nothing is read but
         the meta. Damaged checkpoints are passed over and reported in the log. On a mesh, the processes share the
         verification, each restores the shards of its devices, and all must ask. Raises UserError if no checkpoint is
@@ -100,7 +102,7 @@ def open_run(directory: str | os.PathLike, which: str = "newest", mesh: Mesh | N
 
 
 def load_params(directory: str | os.PathLike, which: str = "newest") -> Params:
-    """The parameters of a run, whole, on one device. Arguments as of `open_run`, and UserError likewise."""
+    """The parameters of a run, whole, on one device. Takes the arguments of `open_run` and raises its errors."""
     if which not in DIRECTORIES:
         raise ValueError(f"which={which!r} is not one of {', '.join(DIRECTORIES)}")
     return Run(find_run(directory), {}, None, None, which, mesh=None).params
@@ -130,7 +132,7 @@ def _model(run: pathlib.Path, config: Config) -> LanguageModel | MoonMosaic | No
         return None
     fields = {name: value for name, value in model.items() if name != "name"}
     try:
-        if fields.keys() == {field.name for field in dataclasses.fields(MoonMosaicConfig)}:
+        if config.get("experiment", "").startswith("three_moons/"):
             return MoonMosaic(MoonMosaicConfig(**fields))
         return build_model(model["name"], fields)
     except (TypeError, ValueError) as error:

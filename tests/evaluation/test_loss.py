@@ -17,8 +17,11 @@ def test_the_loss_is_the_mean_over_all_tokens():
     tokens = np.random.default_rng(0).integers(0, 23, 100).astype(np.uint16)
     params = nn.meta.unbox(model.init(jax.random.key(0), tokens[None, :5].astype(np.int32)))["params"]
     context = 7
+    evaluate = loss_evaluator(model)
     with jax.set_mesh(make_mesh("data:-1")):
-        metrics = loss_evaluator(model)(params, evaluation_windows(tokens, context, batch_size=4))
+        metrics = evaluate(params, evaluation_windows(tokens, context, batch_size=4))
+    without_mesh = evaluate(params, evaluation_windows(tokens, context, batch_size=4))
+    assert without_mesh["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
     total = 0.0
     for start in range(0, 99, context):  # window by window, the last one short
         window = tokens[start : start + context + 1].astype(np.int32)

@@ -150,6 +150,7 @@ CASES = {
     "heads that do not divide": (["--n_head=5"], "n_embd=32 is not divisible by n_head=5"),
     "an unknown model": (["--model=mambo"], "model=mambo: the models are mosaic, gpt2 (or transformer)"),
     "a model twice": (["--model=mosaic,mosaic"], "name each model once"),
+    "a model by both names": (["--model=gpt2,transformer"], "name each model once"),
     "a negative batch": (["--batch_size=-1"], "batch_size=-1 must be at least 1"),
     "a work directory that is a file": (["--workdir={text}/train.txt"], "is not a directory"),
     "an argument without a flag": (["train"], "unexpected argument 'train'"),

@@ -1,5 +1,6 @@
 """`models.reference` equals `MemoryMosaic` and the authors' arrays in float64: logits, loss and all gradients."""
 
+import functools
 import json
 import pathlib
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mosaics_jax.convert import from_torch
+from mosaics_jax.convert.names import entries
 from mosaics_jax.models import MemoryMosaic, MosaicConfig, reference
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -55,6 +57,12 @@ def test_equals_the_library_and_the_authors(x64, name):
     assert relative_error(logits, library_logits) < EXACT
     errors = jax.tree.map(relative_error, gradients, library_gradients)
     assert max(jax.tree.leaves(errors)) < EXACT, errors
+    for entry in entries(config):
+        gradient = np.asarray(functools.reduce(lambda node, key: node[key], entry.path, gradients))
+        gradient = gradient if entry.bank is None else gradient[entry.bank]
+        if f"grad_f64/{entry.name}" in recorded:  # a tied matrix is recorded under one of its names
+            gradient = gradient.transpose(np.argsort(entry.order)).reshape(entry.shape)
+            assert relative_error(gradient, recorded[f"grad_f64/{entry.name}"]) < EXACT, entry.name
 
 
 def test_an_option_that_the_page_leaves_out_is_an_error():

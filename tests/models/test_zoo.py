@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mosaics_jax.models import stack_layers
-from mosaics_jax.models.zoo import SEQUENCE_MODELS
+from mosaics_jax.models import MODELS, canonical_name, stack_layers
 from mosaics_jax.models.zoo.base import ZooConfig
 from mosaics_jax.nn.rotary import rotate
 
@@ -32,13 +31,13 @@ TRAINING: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("linear_transformer", "gla", "deltanet"), LINEAR),
     "retnet": LINEAR | {"steps": 600},
 }
-ZOO = [name for name, (config_class, _) in SEQUENCE_MODELS.items() if issubclass(config_class, ZooConfig)]
+ZOO = [name for name, (config_class, _) in MODELS.items() if issubclass(config_class, ZooConfig)]
 
-every_model = pytest.mark.parametrize("name", SEQUENCE_MODELS)
+every_model = pytest.mark.parametrize("name", ["transformer" if name == "gpt2" else name for name in MODELS])
 
 
 def build(name, **fields):
-    config_class, model_class = SEQUENCE_MODELS[name]
+    config_class, model_class = MODELS[canonical_name(name)]
     return model_class(config_class(**SMALL | FIELDS.get(name, {}) | fields))
 
 
@@ -176,7 +175,7 @@ def test_scanned_layers_compute_the_same():
 )
 def test_bad_configs_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        SEQUENCE_MODELS[name][0](**fields)
+        MODELS[canonical_name(name)][0](**fields)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_bad_configs_are_errors(name, fields, message):
 )
 def test_bad_fields_of_one_model_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
-        SEQUENCE_MODELS[name][0](**fields)
+        MODELS[canonical_name(name)][0](**fields)
 
 
 def test_rotary_scores_depend_on_the_distance_only():

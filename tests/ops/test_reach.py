@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-from mosaics_jax.ops import Reach, RetrievalForm, blockwise, causal_retrieval, stored_retrieval
+from mosaics_jax.ops import Reach, RetrievalForm, blockwise, causal_retrieval, pallas_retrieval, stored_retrieval
 from mosaics_jax.ops import retrieval as retrieval_module
 
 TIMES = (1, 2, 63, 128, 193)
@@ -281,3 +281,29 @@ def test_on_eight_devices():
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.splitlines()[-1] == "all equal"
+
+
+@pytest.mark.parametrize("delay, window, touched", [(0, 1, 2), (1, 7, 3), (1, 200, 4), (150, 130, 3)])
+def test_pallas_loops_over_the_blocks_that_a_window_touches(on_tpu, monkeypatch, delay, window, touched):
+    """Of six blocks of 128. ``touched``: those that 128 + window - 1 positions can lie in, wherever they begin."""
+    monkeypatch.setattr(pallas_retrieval, "BLOCKS", (128,))
+    time = 700
+    args, of_rows = arrays(time), documents(time)
+    reach = Reach(delay, window, jnp.asarray(of_rows))
+    with pltpu.force_tpu_interpret_mode():
+        form = functools.partial(causal_retrieval, reach=reach, form=RetrievalForm.PALLAS)
+        results = jax.jit(lambda: with_gradients(form, *args))()
+    naive = functools.partial(definition, delay=delay, window=window, documents_BT=of_rows)
+    for ours, theirs in zip(results, with_gradients(naive, *args), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+    grid = pallas_retrieval._Grid(jnp.zeros((1, time, 4)), jnp.zeros((1, time, 4)), reach, 0.0, jnp.uint32(0))
+    assert {kind: loop.count for kind, loop in grid.loops.items()} == {"query": touched, "pair": touched}
+
+
+def test_documents_of_pairs_are_for_stored_pairs():
+    queries, keys, values = arrays(2)
+    with pytest.raises(ValueError, match="pair_documents_BN is for stored pairs"):
+        causal_retrieval(queries, keys, values, Reach(1, None, jnp.zeros((3, 2)), jnp.zeros((3, 2))))
+    stored = [jnp.swapaxes(a, 1, 2) for a in (keys, values)]
+    with pytest.raises(ValueError, match="go together"):
+        stored_retrieval(queries, *stored, jnp.zeros(3, jnp.int32), Reach(1, None, jnp.zeros((3, 2))))

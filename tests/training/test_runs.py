@@ -116,7 +116,8 @@ def test_config_json_is_written_before_the_first_step(tiny, tmp_path):
 
     train(tmp_path, dataclasses.replace(tiny.LOOP, steps=5), tiny.OPTIMIZER, tiny.make_task(loss=loss))
     config = read_meta(tmp_path / "checkpoints" / "5")["config"]
-    assert load_config(tmp_path) == configs[0] == config
+    loop = dataclasses.asdict(dataclasses.replace(tiny.LOOP, steps=5))
+    assert load_config(tmp_path) == configs[0] == config | {"loop": loop}
     assert config["experiment"] == "tiny/net" and config["steps"] == 5
     before = (tmp_path / "config.json").stat().st_mtime_ns
     with pytest.raises(UserError, match="holds a run of another config"):
@@ -146,6 +147,8 @@ def test_moons_open(tmp_path):
     run = open_run(tmp_path, mesh=make_mesh("data:-1"))
     assert run.model == model
     jax.tree.map(np.testing.assert_array_equal, run.params, copies)
+    second = jax.tree.map(lambda leaf: leaf[1], run.params)
+    assert np.all(np.isfinite(run.model.apply({"params": second}, jnp.ones((1, 3, 6)))))
 
 
 def test_runs_that_cannot_be_opened(tmp_path):
@@ -161,9 +164,17 @@ def test_runs_that_cannot_be_opened(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(stored | {"task": {"model": model}}))
         with pytest.raises(UserError, match=message):
             open_run(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json cannot be read .* remove it"):
-        open_run(tmp_path)
+    for text in ("{", "[]", '{"task": 3}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config.json cannot be read .* remove it"):
+            open_run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    for text in ("[]", '{"format": 3}'):
+        (tmp_path / "checkpoints" / "0" / "meta" / "metadata").write_text(text)
+        with pytest.raises(UserError, match="does not hold the config of a run"):
+            open_run(tmp_path)
+    save_params(tmp_path / "other", params_of(MemoryMosaic(config)), config_of("mosaic", config))
+    tmp_path = tmp_path / "other"
     model = stored["task"]["model"] | {"n_embd": 16}
     (tmp_path / "config.json").write_text(json.dumps({"task": {"model": model}}))
     with pytest.raises(UserError, match="the parameters do not fit the model"):
