@@ -24,7 +24,7 @@ from benchmarks.common import REPEATS, SIZES, build, report, timed
 from experiments import entry
 from mosaics_jax.errors import UserError
 from mosaics_jax.inference import Sampling, decodable, decoder
-from mosaics_jax.inference.memories import remember
+from mosaics_jax.inference.memories import feed_prompts
 from mosaics_jax.inference.sampling import prompt_keys
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.shapes import Array, Params
@@ -62,7 +62,7 @@ def decoding(model: LanguageModel, params: Params, prompt_length: int) -> dict[s
     keep: list[Any] = []
 
     def feed() -> None:
-        keep[:] = jax.block_until_ready(remember(model, params, [prompt]))
+        keep[:] = jax.block_until_ready(feed_prompts(model, params, [prompt]))
 
     feeding = timed(feed, REPEATS.value)
 

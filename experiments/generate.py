@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
             print_note(f"error: {error}")
 
 
-class Writer(NamedTuple):
+class TextModel(NamedTuple):
     """A language model in the form that generation runs (`decodable`), and its tokenizer."""
 
     model: LanguageModel
@@ -69,7 +69,7 @@ class Writer(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_writer(checkpoint: str, which: str) -> Writer:
+def load_writer(checkpoint: str, which: str) -> TextModel:
     """The language model of a run. Raises UserError if there is none.
 
     The parameters are made `decodable` once for all prompts; those that were loaded are freed.
@@ -85,7 +85,7 @@ def load_writer(checkpoint: str, which: str) -> Writer:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     tokens = run.tokenizer.vocab_size
     print_note(f"{run.directory}: {type(model).__name__}, {size:,} parameters, {tokens:,} tokens")
-    return Writer(model, params, run.tokenizer)
+    return TextModel(model, params, run.tokenizer)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -123,7 +123,7 @@ def ask(lines: TextIO) -> Iterator[str]:
         yield line.rstrip("\n")
 
 
-def write_texts(writer: Writer, prompts: list[str], sampling: Sampling, seed: int) -> None:
+def write_texts(writer: TextModel, prompts: list[str], sampling: Sampling, seed: int) -> None:
     """Prints each prompt and its continuation, separated by blank lines; then the speed, to standard error."""
     model, params, tokenizer = writer
     encoded = [tokenizer.encode(prompt) for prompt in prompts]

@@ -14,7 +14,7 @@ from mosaics_jax.evaluation.device_means import mean_over_devices
 from mosaics_jax.evaluation.disentanglement import Disentanglement, measure_disentanglement
 from mosaics_jax.models.moons import MoonMosaicConfig, moduli, real_form
 from mosaics_jax.ops import next_position
-from mosaics_jax.ops.linear_keys import divide, past_sums
+from mosaics_jax.ops.linear_keys import divide_by_total, past_sums
 from mosaics_jax.ops.weights import UNSEEN, Sums, add_sums
 from mosaics_jax.shapes import Array, Params
 
@@ -66,7 +66,7 @@ def _continue(
 
         _, total_HR, sums_HRC = lax.fori_loop(0, count, add_generated, past)
         # W_psi is linear: a head's average of values is W_psi times its average of next points.
-        answers_HDR = jnp.einsum("hrc,hdc->hdr", divide(sums_HRC, total_HR[..., None]), w_psi_HDC)
+        answers_HDR = jnp.einsum("hrc,hdc->hdr", divide_by_total(sums_HRC, total_HR[..., None]), w_psi_HDC)
         return w_z @ answers_HDR.reshape(-1, rows)
 
     generated_keys_JHDR = jnp.zeros((steps, heads, w_phi_HDC.shape[1], rows), x_TC.dtype)

@@ -18,11 +18,11 @@ from mosaics_jax.inference.memories import (
     check_prompts,
     decodable,
     extend,
+    feed_prompts,
     fold_batch,
     grow,
     longest_continuation,
     one_device,
-    remember,
     unfold_batch,
 )
 from mosaics_jax.models import LanguageModel
@@ -77,7 +77,7 @@ def beam_search(
     model, params = decodable(model, params)
     fed, left, end = max(map(len, prompts)), int(limit_Q.max()), -1 if end is None else end
     with one_device():
-        state = _first(beams, max_tokens, *remember(model, params, prompts), limit_Q)
+        state = _first(beams, max_tokens, *feed_prompts(model, params, prompts), limit_Q)
         while left and np.asarray(state.alive_QW).any():
             if fed == capacity_of(state.memory):
                 state = state._replace(memory=grow(state.memory, 2 * fed))

@@ -19,11 +19,11 @@ from mosaics_jax.inference.memories import (
     check_prompts,
     decodable,
     extend,
+    feed_prompts,
     fold_batch,
     grow,
     longest_continuation,
     one_device,
-    remember,
     unfold_batch,
 )
 from mosaics_jax.inference.sampling import Sampling, draw, prompt_keys
@@ -101,7 +101,7 @@ def stream(
         return iter(())
     model, params = decodable(model, params)
     with one_device():
-        memory, logits_BV = remember(model, params, prompts)
+        memory, logits_BV = feed_prompts(model, params, prompts)
         state = State(memory, logits_BV, jnp.zeros(len(prompts), jnp.int32), jnp.asarray(limit_B > 0))
         key_B = prompt_keys(seed, prompts)
     return bursts(model, params, state, limit_B, key_B, sampling, -1 if end is None else end, vocab_size)

@@ -47,7 +47,7 @@ def decodable(model: LanguageModel, params: Params) -> tuple[LanguageModel, Para
         model, params = type(model)(dataclasses.replace(model.config, scan_layers=False)), unstack_layers(params)
     params = jax.tree.map(_gathered, params)
     with one_device():
-        # The sharding must name this mesh: with a bare device, loops would take the arrays for the mesh outside.
+        # Placed on this mesh. On a bare device, a loop would use the training mesh around it.
         params = jax.device_put(params, NamedSharding(_mesh_of_one(), PartitionSpec()))
         return model, _cast_matrices(params, model.config.dtype)
 
@@ -90,7 +90,7 @@ def longest_continuation(model: LanguageModel, prompt_length: int, max_tokens: i
     return min(max_tokens, model.max_positions - prompt_length + 1)
 
 
-def remember(model: LanguageModel, params: Params, prompts: Sequence[Sequence[int]]) -> tuple[Memory, Array]:
+def feed_prompts(model: LanguageModel, params: Params, prompts: Sequence[Sequence[int]]) -> tuple[Memory, Array]:
     """Feeds prompts of any lengths, in chunks. Returns the memory after them and the next tokens' logits (B, V)."""
     length_B = np.array([len(prompt) for prompt in prompts], np.int32)
     longest = int(length_B.max())

@@ -95,7 +95,7 @@ def _sums(queries_HRD: Array, keys_HDN: Array, features_HNE: Array, pairs_R: np.
     return Sums(largest_HR, total_HR, weighted_HRE)
 
 
-def divide(sums: Array, total: Array) -> Array:
+def divide_by_total(sums: Array, total: Array) -> Array:
     """sums / total; 0 where the total of the weights is 0, because there is no pair."""
     return jnp.where(total > 0, sums / jnp.where(total > 0, total, 1.0), 0.0)
 
@@ -133,7 +133,7 @@ def _averages(w_query_HDC: Array, x_BTC: Array, w_phi_HDC: Array, w_psi_HDC: Arr
         x_TC, features_HTE = arrays
         queries_HTD, keys_HTD = (jnp.einsum("tc,hdc->htd", x_TC, w) for w in (w_query_HDC, w_phi_HDC))
         _, total_HT, sums_HTE = past_sums(queries_HTD, keys_HTD, features_HTE, np.arange(len(x_TC)))
-        return divide(sums_HTE, total_HT[..., None])
+        return divide_by_total(sums_HTE, total_HT[..., None])
 
     return lax.map(averages_of_sequence, (x_BTC, features_BHTE))
 

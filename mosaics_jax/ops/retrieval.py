@@ -152,7 +152,7 @@ def _on_time_shard(problem: Problem, rate: float, axes: tuple[str, ...]) -> Arra
         return lax.all_gather(x_BTHD, axes, axis=1, tiled=True)
 
     reach = problem.reach
-    # `blockwise_retrieval` counts positions from the first query, which is at position_T[0]: delays shrink by that.
+    # `blockwise_retrieval` numbers queries from 0: the position of the shard's first query is taken from the delay.
     documents_BN = None if reach.documents_BT is None else gather(reach.documents_BT)
     reach = Reach(reach.delay - problem.position_T[0], reach.window, reach.documents_BT, documents_BN)
     keys_BNHD, values_BNHD = gather(problem.keys_BTHD), gather(problem.values_BTHD)

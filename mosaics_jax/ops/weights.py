@@ -77,7 +77,7 @@ def answers_of(sums: Sums) -> tuple[Array, Array]:
 
     A query that sees no pair is answered by 0. Its logarithm is -UNSEEN, so that the weights recomputed from it are 0.
     """
-    # If every score of a query is UNSEEN, its sums are those of a uniform average, and not used.
+    # A query whose scores are all UNSEEN sees no pair: its sums, of a uniform average, are discarded.
     sees_any = sums.largest > 0.5 * UNSEEN
     answers = jnp.where(sees_any[..., None], sums.weighted / sums.total[..., None], 0.0)
     return answers, jnp.where(sees_any, sums.largest + jnp.log(sums.total), -UNSEEN)

@@ -241,7 +241,7 @@ def newest_whole(
 ) -> pathlib.Path:
     """The directory of the newest whole checkpoint of a run; damaged ones are passed over and reported in the log.
 
-    ``which``: a key of DIRECTORIES. ``items``: those whose files are read to verify them; of the others the sizes are
+    ``which``: a key of DIRECTORIES. ``items``: those to verify by checksum; of the others only the sizes of files are
     compared. With ``all_processes`` the processes share the reading and agree on the result; all must call this.
     Raises UserError if there is no such checkpoint.
     """
