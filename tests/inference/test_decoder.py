@@ -30,7 +30,7 @@ def test_memories_answer_as_the_parallel_forward_at_every_position(networks, par
     prompts = prompts_of(LENGTHS)
     rows = [prompt + more for prompt, more in zip(prompts, prompts_of((100, 100, 100), seed=1), strict=True)]
     expected = parallel(model, params, rows)
-    memory, logits_BV = memories.remember(model, params, prompts)
+    memory, logits_BV = memories.feed_prompts(model, params, prompts)
     assert memories.capacity_of(memory) == 32
     fed = np.array(LENGTHS)
     for row, length in enumerate(fed):
