@@ -21,12 +21,13 @@ def restart_with_huge_pages(main: Callable[..., Any]) -> None:
     heap fragments: a block that is freed does not fit the same aligned request again (glibc before 2.38), and after six
     steps of the published size the process had grown from 4.8 to 10.4 GB.
 
-    ``main``: the function that the program is about to run. If it is not defined in the module that ``python -m``
-    started (a test, a notebook), the command line does not describe this program, and nothing happens.
+    ``main``: the function that the program is about to run. If it is not defined in the module that the command line
+    names (a test, a notebook, a program that runs another one), a restart would start something else: nothing happens.
     """
-    started = sys.modules["__main__"]
-    as_module = main.__module__ == "__main__" and getattr(started, "__spec__", None) is not None
-    if sys.platform != "linux" or not as_module or TUNABLES in os.environ:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    command = [] if spec is None or main.__module__ != "__main__" else ["-m", spec.name]
+    named = command and any(sys.orig_argv[i : i + 2] == command for i in range(len(sys.orig_argv)))
+    if sys.platform != "linux" or not named or TUNABLES in os.environ:
         return
     sys.stdout.flush()
     sys.stderr.flush()

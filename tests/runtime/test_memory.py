@@ -77,3 +77,12 @@ def test_a_main_that_was_imported_restarts_nothing(monkeypatch):
     monkeypatch.delenv(TUNABLES, raising=False)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("restarted"))
     restart_with_huge_pages(test_only_python_m_is_restarted)
+
+
+def test_a_module_that_another_one_runs_restarts_nothing(tmp_path):
+    """The command line is that of the other one, which would run the module again, and so on."""
+    (tmp_path / "outer.py").write_text(
+        "import runpy, sys\nsys.argv = ['program']\nrunpy.run_module('program', run_name='__main__', alter_sys=True)\n"
+    )
+    _, lines, errors = run(tmp_path, "-m", "outer")
+    assert lines == ["imported", "PID None  typed"], errors
