@@ -154,7 +154,9 @@ class _InnerLoop:
 
     def block(self, outer: Any, inner: Any) -> Any:
         """The number of the block at step ``inner``."""
-        return jnp.maximum(outer * self.stride + self.shift, 0) // self.size + inner
+        if not self.stride:
+            return inner
+        return lax.div(jnp.maximum(outer * self.stride + self.shift, 0), self.size) + inner
 
 
 class _Grid:

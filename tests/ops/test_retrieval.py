@@ -124,8 +124,9 @@ def test_form_that_auto_selects(monkeypatch, platform, dtype, rate, time, form):
     assert retrieval_module.quickest_form(jnp.zeros((1, time, 2, 64), dtype), rate, STRICT) is form
 
 
+@pytest.mark.parametrize("reach", [STRICT, Reach(3, 40)])
 @pytest.mark.parametrize("form", [RetrievalForm.SPLASH, RetrievalForm.PALLAS, RetrievalForm.CUDNN])
-def test_kernels_are_lowered_for_their_device(monkeypatch, form):
+def test_kernels_are_lowered_for_their_device(monkeypatch, form, reach):
     """Without the device, compilation goes as far as calls of its kernels, forward and backward."""
     device, calls = ("cuda", "__cudnn$fmha") if form is RetrievalForm.CUDNN else ("tpu", "tpu_custom_call")
     monkeypatch.setattr(retrieval_module, "platform", lambda: retrieval_module.KERNEL_PLATFORM[form])
@@ -136,7 +137,7 @@ def test_kernels_are_lowered_for_their_device(monkeypatch, form):
     rate = RATE if form is RetrievalForm.PALLAS else 0.0
 
     def total(*arrays):
-        answers = causal_retrieval(*arrays, form=form, dropout_rate=rate, dropout_seed=jnp.uint32(7))
+        answers = causal_retrieval(*arrays, reach, form=form, dropout_rate=rate, dropout_seed=jnp.uint32(7))
         return jnp.sum(answers.astype(jnp.float32))
 
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
