@@ -178,6 +178,8 @@ class _PairRange:
 
     def add_to(self, total_BHDN: Array, share_BHDJ: Array) -> Array:
         """``total_BHDN`` with ``share_BHDJ`` added to the entries of these pairs."""
+        if self.length == total_BHDN.shape[-1]:
+            return total_BHDN + share_BHDJ  # a scatter would crash XLA's partitioner within shard_map (jaxlib 0.11)
         if isinstance(self.start, int):
             return total_BHDN.at[..., self.start : self.start + self.length].add(share_BHDJ)
         before_BHDJ = lax.dynamic_slice_in_dim(total_BHDN, self.start, self.length, axis=3)
