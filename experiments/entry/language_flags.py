@@ -8,7 +8,6 @@ from experiments.entry.model_flags import (
     MODEL_CONFIGS,
     check_typed_flags,
     config_fields,
-    default_values,
     define_flags,
     model_config_class,
 )
@@ -47,7 +46,7 @@ SHARED = (RunConfig, CorpusConfig, TextConfig, OptimizerConfig, LoopConfig)
 def define_language_flags() -> None:
     """Defines the flags of a run, of its text, of every model, of optimizer and loop."""
     classes = (RunConfig, CorpusConfig, TextConfig, *MODEL_CONFIGS, OptimizerConfig, LoopConfig)
-    define_flags(classes, default_values(classes, {}))
+    define_flags(classes, {})
 
 
 def run_from_flags() -> RunConfig:

@@ -80,7 +80,7 @@ def causal_retrieval(
     task does not allow ``form``.
 
     If the mesh shards time, each device gathers the keys and values of its sequences and answers its own queries
-    blockwise. Every shard then takes as long as the last one, whose queries may see all pairs.
+    blockwise. Without a window, every shard then takes as long as the last one, whose queries may see all pairs.
     """
     chex.assert_rank(queries_BTHD, 4)
     chex.assert_equal_shape([queries_BTHD, keys_BTHD, values_BTHD])

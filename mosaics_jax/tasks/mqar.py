@@ -14,7 +14,8 @@ from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.settings import setting
 from mosaics_jax.shapes import Array, Params
 from mosaics_jax.tasks.next_token import init_function
-from mosaics_jax.tasks.splits import SplitTask, init_length
+from mosaics_jax.tasks.splits import SplitTask
+from mosaics_jax.training.runs import init_length
 
 
 @dataclasses.dataclass(frozen=True)

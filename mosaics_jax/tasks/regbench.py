@@ -17,7 +17,8 @@ from mosaics_jax.data.regbench import (
 from mosaics_jax.evaluation.regbench import Scores, baselines, model_scorer
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.tasks.next_token import init_function, next_token_loss
-from mosaics_jax.tasks.splits import SplitTask, check_positions, init_length, steps_per_epoch
+from mosaics_jax.tasks.splits import SplitTask, check_positions, steps_per_epoch
+from mosaics_jax.training.runs import init_length
 
 
 @dataclasses.dataclass(frozen=True)

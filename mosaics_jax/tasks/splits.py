@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Protocol
 from mosaics_jax.errors import UserError
 from mosaics_jax.models.language_model import LanguageModel
 from mosaics_jax.shapes import Params
-from mosaics_jax.training.runs import INIT_LENGTH
 from mosaics_jax.training.state import Task
 
 
@@ -43,11 +42,6 @@ class SplitConfig(Protocol):
 def steps_per_epoch(config: SplitConfig) -> int:
     """Batches that hold all training examples once."""
     return math.ceil(config.num_train / config.batch_size)
-
-
-def init_length(model: LanguageModel) -> int:
-    """The length of the blank sequence for `init_function`: INIT_LENGTH, or the model's positions if it has fewer."""
-    return min(INIT_LENGTH, model.max_positions or INIT_LENGTH)
 
 
 def check_positions(model_name: str, model: LanguageModel, longest: int) -> None:

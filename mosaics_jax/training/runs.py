@@ -69,7 +69,7 @@ class Run:
         if not isinstance(self.model, LanguageModel):  # small, and their axes have no names
             replicated = NamedSharding(self.mesh, PartitionSpec())
             return jax.tree.map(lambda _: replicated, shapes)
-        length = min(INIT_LENGTH, self.model.max_positions or INIT_LENGTH)
+        length = init_length(self.model)
         with jax.set_mesh(self.mesh):
             boxed = jax.eval_shape(self.model.init, jax.random.key(0), jnp.zeros((1, length), jnp.int32))["params"]
         if jax.tree.map(lambda leaf: leaf.shape, unboxed_shapes(boxed)) != jax.tree.map(
@@ -77,6 +77,11 @@ class Run:
         ):
             raise UserError(f"{self.directory}: the parameters do not fit the model of the run's config")
         return shardings_of(boxed, self.mesh)
+
+
+def init_length(model: LanguageModel) -> int:
+    """The length of a blank sequence to initialize with: INIT_LENGTH, or the model's positions if it has fewer."""
+    return min(INIT_LENGTH, model.max_positions or INIT_LENGTH)
 
 
 def open_run(directory: str | os.PathLike, which: str = "newest", mesh: Mesh | None = None) -> Run:

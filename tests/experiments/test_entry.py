@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from experiments import entry
+from experiments.entry import language_flags, model_flags
 from mosaics_jax.errors import UserError
 from mosaics_jax.settings import setting
 
@@ -72,6 +73,19 @@ def test_a_flag_that_is_declared_differently_is_an_error(other):
     with pytest.raises(ValueError, match=rf"--test_\w+: {other.__name__} has .*, Depth has .*experiments.entry.SHARED"):
         entry.define_flags(other)
     entry.define_flags(other, skip=("test_depth", "test_form"))
+
+
+def test_models_that_declare_a_flag_differently_are_an_error():
+    with pytest.raises(ValueError, match=r"--test_depth: OtherDefault has .*, Depth has"):
+        model_flags.define_flags([Depth, OtherDefault], {})
+
+
+def test_language_flags_are_defined_from_the_configs_themselves(monkeypatch):
+    """With all defaults given, a config's own default would never be compared."""
+    changed = []
+    monkeypatch.setattr(language_flags, "define_flags", lambda _, defaults: changed.append(defaults))
+    language_flags.define_language_flags()
+    assert changed == [{}]
 
 
 def test_defaults_of_the_experiment_make_flags_equal():
